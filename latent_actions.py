@@ -1,0 +1,380 @@
+"""
+Stage 2: what was done between two frames. Trains the LatentActionModel of model.py: a code of a few values between two
+frames, from which the second must be drawn given the first. No labels are used.
+
+    python latent_actions.py                                                   # the built-in game, any device
+    python latent_actions.py config/tiny.py --max_iters=200 --device=cpu
+    torchrun --standalone --nproc_per_node=2 latent_actions.py config/zelda.py # two GPUs
+    torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=HOST --master_port=29500 latent_actions.py config/zelda.py
+
+Reads `dataset`; writes out_dir/latent_actions/: ckpt_*.pt, best.pt, log.csv, status.json, samples/*.png (held-out
+frames, what followed, and what each action would have done). `python latent_actions.py --help` lists the settings.
+"""
+import csv
+import math
+import os
+import signal
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import checkpoint
+import configurator
+import data
+from model import LatentActionConfig, LatentActionModel
+
+# -----------------------------------------------------------------------------
+# config: the defaults are for the built-in game on two CPU cores
+
+# data
+dataset = 'data/tiny.h5'          # made by data.py
+seq_len = 4                       # frames in a clip, so seq_len - 1 transitions
+frame_stride = 1                  # every how many frames of the recording
+# model
+patch_size = 8                    # pixels, of the decoder; divides height and width
+action_levels = (2, 2, 2)         # FSQ; the number of actions is their product
+n_layer = 2
+n_head = 4
+n_embd = 128
+# training
+init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
+max_iters = 600               # updates
+total_batch_size = 32         # clips an update, over all ranks and micro-batches
+device_batch_size = 32        # clips a micro-batch
+optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
+learning_rate = 1e-3          # peak
+min_lr_frac = 0.05                # of the peak, at the end of the cosine
+warmup_iters = 20             
+weight_decay = 0.0
+grad_clip = 1.0                   # 0 = off
+ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
+# evaluation, log, output
+out_dir = 'out/tiny'
+eval_interval = 300           # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 8                # held-out batches
+log_interval = 10
+keep_checkpoints = 3              # newest ones, besides best.pt
+wandb_log = False
+wandb_project = 'nanoworlds'
+# system
+seed = 0
+device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
+dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
+compile = False                   # torch.compile; on a CPU it needs a C++ compiler
+config = configurator.apply(__file__, globals())
+stage = 'latent_actions'
+
+# -----------------------------------------------------------------------------
+# distributed setup
+
+ddp = 'RANK' in os.environ        # started by torchrun
+rank, local_rank, world_size, local_world_size = (
+    int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
+master_process = rank == 0
+if device == 'auto':
+    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+device_type = device.split(':')[0]
+if not {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}[device_type]():
+    configurator.stop(2, f'device={device!r}: torch {torch.__version__} finds no such device here\nuse --device=cpu or --device=auto')
+if total_batch_size % (device_batch_size * world_size):
+    configurator.stop(2, f'total_batch_size={total_batch_size} is not a multiple of '
+                         f'device_batch_size={device_batch_size} x {world_size} processes')
+grad_accum_steps = total_batch_size // (device_batch_size * world_size)
+if device_type == 'cpu':
+    torch.set_flush_denormal(True)                          # numbers next to zero are slow
+    torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun would leave each rank with one
+if device_type == 'cuda' and ddp:
+    device = f'cuda:{local_rank}'
+    torch.cuda.set_device(device)
+if ddp:
+    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
+torch.set_float32_matmul_precision('high')                  # TF32 where there is any
+torch.manual_seed(seed)                                     # the same initial weights on every rank
+
+
+def keyed(*key):
+    """A seed that is a function of the key alone, so that a resumed run draws what an unbroken one would."""
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def all_mean(x):
+    """The mean of a tensor over all ranks (SUM: not every backend has AVG, and MAX and MIN drop NaN)."""
+    if ddp:
+        dist.all_reduce(x)
+    return x / world_size
+
+# -----------------------------------------------------------------------------
+# data
+
+if ddp and not master_process:
+    dist.barrier()                                          # the master decodes the file, once
+if ddp and not master_process:
+    dist.barrier()                                          # the master decodes the file, once
+try:
+    recording = data.load(dataset, patch_size, master_process)
+    starts = {split: data.windows(recording, split, seq_len, frame_stride) for split in ('train', 'val')}
+except data.DataError as e:
+    configurator.stop(e.exit_code, e)
+finally:
+    if ddp and master_process:
+        dist.barrier()
+frames, dataset_id = data.to_device(recording, device), recording.data_id
+
+
+def get_batch(split, it, micro_step):
+    """(clip,) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
+    share = (micro_step * world_size + rank) * device_batch_size
+    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share:share + device_batch_size]
+    return (data.clips(frames, picks, seq_len, frame_stride, device),)
+
+# -----------------------------------------------------------------------------
+# model
+
+height, width = recording.frames.shape[1:3]
+model = LatentActionModel(LatentActionConfig(height, width, patch_size, action_levels, n_layer, n_head, n_embd)).to(device)
+parents = {}                                                # ids of the weights that this stage builds on
+chance = None                                               # loss of a guess, for stages with a cross-entropy
+
+# -----------------------------------------------------------------------------
+# picture
+
+
+@torch.no_grad()
+def picture(path):
+    """Held-out frames, the frames that followed, and one row for each action: what the decoder makes of it."""
+    clip = data.clips(frames, data.draw(starts['val'], 8, seed), seq_len, frame_stride, device)
+    eval_model.eval()
+    rows, labels = [clip[:, 0], clip[:, 1]], ['before', 'after']
+    with ctx:
+        for action in range(eval_model.n_actions):
+            codes = eval_model.fsq.codes(torch.full((len(clip), 1), action, device=device))
+            rows.append(eval_model.predict(clip[:, :1], codes)[:, 0].clamp(-1, 1))
+            labels.append(f'action {action}')
+    raw_model.train()
+    data.save_png(path, data.grid([data.to_uint8(r) for r in rows], labels=labels))
+
+# -----------------------------------------------------------------------------
+# resume, optimizer, compile, DDP
+
+run_dir = os.path.join(out_dir, stage)
+iter_start, best_loss, skipped, ckpt = 0, float('inf'), 0, None
+if init_from == 'resume':
+    try:
+        if master_process:                                  # the master chooses, all load the same file
+            iter_start = checkpoint.latest(run_dir, stage)['iter']
+        if ddp:
+            chosen = torch.tensor([iter_start], device=device)
+            dist.broadcast(chosen, 0)
+            iter_start = chosen.item()
+        ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
+        checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
+    except checkpoint.CheckpointError as e:
+        configurator.stop(4, e)
+    model.load_state_dict(ckpt['model'])
+    best_loss = ckpt['guard']['best_loss']
+
+hidden = [p for name, p in model.named_parameters() if 'blocks.' in name and p.ndim == 2 and optimizer == 'muon']
+rest = [p for p in model.parameters() if not any(p is h for h in hidden)]
+optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)]
+if hidden:                                                  # scaled so that AdamW's rates fit: one learning_rate for both
+    optimizers.append(torch.optim.Muon(hidden, learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
+scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True) if ema_decay else None
+if ckpt:
+    for o, state in zip(optimizers, ckpt['optimizer']):
+        o.load_state_dict(state)
+    scaler.load_state_dict(ckpt['scaler'])
+    if ema and ckpt['ema']:
+        ema.module.load_state_dict(ckpt['ema'])
+        ema.n_averaged.fill_(1)
+    ckpt = None                                             # free the memory
+raw_model, eval_model = model, ema.module if ema else model
+if compile:
+    model.compile()                                         # in place: the names in state_dict stay as they are
+if ddp:
+    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, broadcast_buffers=False)
+
+# -----------------------------------------------------------------------------
+# evaluation
+
+
+@torch.no_grad()
+def estimate_loss():
+    """Means over the same held-out batches with the same masks each time; every rank evaluates its share."""
+    eval_model.eval()
+    total = 0
+    for i in range(eval_iters):
+        for micro_step in range(grad_accum_steps):
+            torch.manual_seed(keyed(1, i, micro_step * world_size + rank))
+            with ctx:
+                loss, metrics = eval_model(*get_batch('val', i, micro_step))
+            total = total + torch.stack([loss, *metrics.values()]).float()
+    raw_model.train()
+    names = ['val_loss', *('val_' + k for k in metrics)]
+    return dict(zip(names, all_mean(total / eval_iters / grad_accum_steps).tolist()))
+
+
+def check_ranks():
+    """Stops if any rank's weights have drifted from rank 0's: from then on gradients would be averaged over strangers."""
+    if ddp:
+        mine = torch.stack([v.float().abs().sum() for v in raw_model.state_dict().values()])
+        every = [torch.empty_like(mine) for _ in range(world_size)]
+        dist.all_gather(every, mine)
+        odd = [r for r in range(world_size) if not torch.equal(every[r], every[0])]
+        if odd:
+            configurator.stop(1, f'ranks {odd} hold other weights than rank 0 at iter {it}\nresume from the last checkpoint')
+
+
+def save(metrics, best):
+    checkpoint.save(run_dir, dict(
+        stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
+        ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
+        scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics=metrics, data_id=dataset_id, parents=parents,
+        world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads())), keep_checkpoints, best)
+
+
+# -----------------------------------------------------------------------------
+# learning-rate schedule
+
+
+def get_lr(it):
+    """Linear warmup, then a cosine down to min_lr_frac of the peak at max_iters. A function of it alone."""
+    if it <= warmup_iters:
+        return learning_rate * it / warmup_iters
+    progress = (it - warmup_iters) / max(1, max_iters - warmup_iters)
+    return learning_rate * (min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+
+
+# -----------------------------------------------------------------------------
+# training loop
+
+log_path = os.path.join(run_dir, 'log.csv')
+if master_process:
+    try:
+        rows = []
+        if init_from == 'scratch' and os.path.exists(run_dir):
+            aside = next(f'{run_dir}.{k}' for k in range(1, 10 ** 6) if not os.path.exists(f'{run_dir}.{k}'))
+            os.rename(run_dir, aside)
+            print(f'moved the earlier run to {aside}')
+        elif os.path.exists(log_path):                      # rows after the checkpoint will be lived through again
+            with open(log_path, newline='') as f:
+                rows = [r for r in csv.reader(f)]
+            rows = rows[:1] + [r for r in rows[1:] if r and int(r[0]) <= iter_start]
+        os.makedirs(os.path.join(run_dir, 'samples'), exist_ok=True)
+        with open(log_path, 'w', newline='') as f:
+            csv.writer(f).writerows(rows)
+    except OSError as e:
+        configurator.stop(7, f'{run_dir}: cannot be written: {e}')
+    if wandb_log:
+        import wandb
+        wandb.init(project=wandb_project, name=f'{out_dir}/{stage}', config=config)
+    n_params = sum(p.numel() for p in raw_model.parameters())
+    print(f'{stage}: {n_params:,} parameters on {world_size} x {device} in {dtype}, {len(starts["train"]):,} windows to train '
+          f'on, {len(starts["val"]):,} held out; {total_batch_size} clips an update')
+
+signals = []
+for s in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(s, lambda number, frame: signals.append(number))      # acted upon at the next log line
+
+t_start = t_log = time.time()
+it, n_summed, sums, failed_saves = iter_start, 0, 0, 0
+while it < max_iters:
+    it += 1
+    lr = get_lr(it)
+    for o in optimizers:
+        for group in o.param_groups:
+            group['lr'] = lr
+    finite = True
+    for micro_step in range(grad_accum_steps):
+        batch = get_batch('train', it, micro_step)
+        torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
+        if ddp:
+            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+        with ctx:
+            loss, metrics = model(*batch)
+        scaler.scale(loss / grad_accum_steps).backward()
+        n_summed, sums = n_summed + 1, sums + torch.stack([loss, *metrics.values()]).detach().float()
+    for o in optimizers:
+        scaler.unscale_(o)
+    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or float('inf')).item()    # waits for the GPU
+    if math.isfinite(grad_norm):                            # averaged over ranks, so they all decide the same
+        for o in optimizers:
+            scaler.step(o)
+        skipped = 0
+    else:
+        skipped += 1
+        if master_process:
+            print(f'iter {it}: the gradient is not finite; update skipped')
+    scaler.update()
+    for o in optimizers:
+        o.zero_grad(set_to_none=True)
+    if ema:
+        ema.update_parameters(raw_model)
+
+    # all that follows happens at log lines: log, evaluate, save, stop
+    evaluating = it % eval_interval == 0 or it == max_iters
+    if not (it % log_interval == 0 or evaluating or skipped >= 3):
+        continue
+    report = torch.cat([sums / n_summed, torch.tensor([s in signals for s in (signal.SIGTERM, signal.SIGINT)]).to(sums)])
+    *means, term, interrupt = all_mean(report).tolist()     # all ranks see the same flags, and stop at the same iter
+    dt, now = (time.time() - t_log) / max(1, n_summed // grad_accum_steps), time.time()
+    row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
+    n_summed, sums = 0, 0
+    val = {}
+    if evaluating or term or interrupt:
+        check_ranks()
+        val = estimate_loss()
+        best = val['val_loss'] < best_loss
+        best_loss = min(best_loss, val['val_loss'])
+        if master_process:
+            picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
+            try:
+                save({**row, **val}, best)
+                failed_saves = 0
+                checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
+            except checkpoint.DiskError as e:
+                failed_saves += 1
+                print(f'{e}\ntraining goes on; the next try is at the next evaluation')
+    if master_process:
+        eta = (now - t_start) / (it - iter_start) * (max_iters - it)
+        print(f'iter {it}/{max_iters} | loss {row["loss"]:.4f}' + (f' (chance {chance:.3f})' if chance else '')
+              + ''.join(f' | {k} {v:.3g}' for k, v in row.items() if k in metrics)
+              + f' | lr {lr:.1e} | norm {grad_norm:.2f} | {1000 * dt:.0f} ms'
+              + f' | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
+        if val:
+            print('    held out: ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ('' if not best else ' | best'), flush=True)
+        row = {**row, **dict.fromkeys(['val_loss', *('val_' + k for k in metrics)], ''), **val}
+        with open(log_path, 'a', newline='') as f:
+            writer = csv.DictWriter(f, row)
+            if f.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        if wandb_log:
+            wandb.log({k: v for k, v in row.items() if v != ''}, step=it)
+    t_log = time.time()
+    if term or interrupt or skipped >= 3:
+        break
+
+state, code, reason = 'done', 0, f'trained for {it} updates'
+if failed_saves:
+    state, code, reason = 'io_error', 7, f'the checkpoint of iter {it} could not be written'
+elif it > iter_start and (term or interrupt):
+    state, code, reason = 'interrupted', 143 if term else 130, f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
+elif skipped >= 3:
+    state, code, reason = 'nonfinite', 6, f'three gradients in a row were not finite up to iter {it}\nlower learning_rate, then --init_from=resume'
+if master_process:
+    checkpoint.write_status(run_dir, state=state, iter=it, reason=reason)
+    if state == 'done':
+        print(f'{stage}: {reason} in {(time.time() - t_start) / 60:.1f} min; best held-out loss {best_loss:.4f}; see {run_dir}')
+    if wandb_log:
+        wandb.finish()
+if ddp:
+    dist.destroy_process_group()
+if code:
+    configurator.stop(code, f'{stage}: {reason}')

@@ -1,0 +1,459 @@
+"""
+Every network of nanoworlds, in reading order: patches, attention, FSQ, Tokenizer, LatentActionModel, Dynamics.
+
+B clips of T frames (C,H,W in [-1,1]); N tokens (patches) per frame; D = n_embd; V = vocab_size; d = len(levels);
+nh heads of size hs. All models are trained through one contract: loss, metrics = model(*batch).
+"""
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn as nn
+from torch.nn import functional as F
+
+import checkpoint
+
+# -----------------------------------------------------------------------------
+# patches
+
+
+def patchify(x, p):
+    """(B,T,C,H,W) -> (B,T,N,C*p*p); p divides H and W."""
+    B, T, C, H, W = x.shape
+    x = x.reshape(B, T, C, H // p, p, W // p, p)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, T, (H // p) * (W // p), C * p * p)
+
+
+def unpatchify(x, p, H, W):
+    """(B,T,N,C*p*p) -> (B,T,C,H,W): the inverse of patchify."""
+    B, T = x.shape[:2]
+    x = x.reshape(B, T, H // p, W // p, -1, p, p)
+    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, T, -1, H, W)
+
+
+# -----------------------------------------------------------------------------
+# attention
+
+
+def norm(x):
+    """RMSNorm without parameters."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotary(x, time):
+    """Rotary position embedding (Su et al. 2021). x (...,T,hs), time (T,) -> (...,T,hs)."""
+    half = x.size(-1) // 2
+    freq = 100.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)    # base 100: clips are short
+    angle = time.to(torch.float32)[:, None] * freq
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the second-last axis, with queries and keys normalised (QK-norm)."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        if n_embd % (2 * n_head):
+            raise ValueError(f'n_embd={n_embd} must be a multiple of 2*n_head={2 * n_head}: heads of even size')
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.proj = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x, time=None, allowed=None):
+        """x (S,L,D). time (L,): positions for rotary. allowed (L,L) bool: True where a row may look at a column."""
+        S, L, D = x.shape
+        q, k, v = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)    # (S,nh,L,hs)
+        q, k = norm(q), norm(k)
+        if time is not None:
+            q, k = rotary(q, time), rotary(k, time)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.proj(y.transpose(1, 2).reshape(S, L, D))
+
+
+class Block(nn.Module):
+    """Space attention (within a frame), time attention (one patch through the frames, if temporal), MLP; pre-norm."""
+
+    def __init__(self, n_embd, n_head, temporal):
+        super().__init__()
+        self.space = Attention(n_embd, n_head)
+        self.time = Attention(n_embd, n_head) if temporal else None
+        self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
+
+    def forward(self, x, time=None, allowed=None):
+        """x (B,T,N,D). time (T,) and allowed (T,T) are for time attention; causal over T if not given."""
+        B, T, N, D = x.shape
+        x = x + self.space(norm(x).view(B * T, N, D)).view(B, T, N, D)
+        if self.time is not None:
+            if time is None:
+                time = torch.arange(T, device=x.device)
+                allowed = time[:, None] >= time
+            y = norm(x).transpose(1, 2).reshape(B * N, T, D)
+            x = x + self.time(y, time, allowed).view(B, N, T, D).transpose(1, 2)
+        return x + self.mlp(norm(x))
+
+
+def init_weights(model):
+    """Small normal weights; what writes into the residual stream starts at zero, so every block starts as the identity."""
+    for m in model.modules():
+        if isinstance(m, nn.Embedding):
+            nn.init.normal_(m.weight, std=0.02)
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=m.in_features ** -0.5)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+    for m in model.modules():
+        if isinstance(m, Attention):
+            nn.init.zeros_(m.proj.weight)
+        if isinstance(m, Block):
+            nn.init.zeros_(m.mlp[-1].weight)
+
+
+# -----------------------------------------------------------------------------
+# FSQ
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): each of d numbers is rounded to one of its
+    levels, and the d roundings together are the token. No codebook to learn and none to collapse. Bounded with a
+    sigmoid, so that any number of levels, odd or even, lies evenly in [-1,1]."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.vocab_size = math.prod(levels)
+        base = torch.tensor([1, *levels[:-1]]).cumprod(0)
+        self.register_buffer('levels', torch.tensor(levels), persistent=False)
+        self.register_buffer('base', base, persistent=False)
+
+    def forward(self, z):
+        """Latents (...,d) -> codes (...,d) in [-1,1] and tokens (...). The gradient passes the rounding unchanged."""
+        top = (self.levels - 1).to(z.dtype)
+        x = torch.sigmoid(2 * z) * top
+        i = x.round()
+        code = 2 * (x + (i - x).detach()) / top - 1
+        return code, (i.long() * self.base).sum(-1)
+
+    def codes(self, tokens):
+        """Tokens (...) -> codes (...,d), float32."""
+        i = tokens[..., None] // self.base % self.levels
+        return 2 * i.float() / (self.levels - 1) - 1
+
+
+def usage(tokens, vocab_size):
+    """Fraction of the vocabulary that occurs in tokens, and the entropy (nats) of how often each does."""
+    p = torch.bincount(tokens.flatten(), minlength=vocab_size).float()
+    used, p = (p > 0).float().mean(), p / p.sum()
+    return used, -(p * p.clamp(min=1e-10).log()).sum()
+
+
+def psnr(mse):
+    """Mean squared error on frames in [-1,1] -> decibels."""
+    return -10 * torch.log10(mse / 4 + 1e-10)
+
+
+# -----------------------------------------------------------------------------
+# stage 1
+
+
+@dataclass
+class TokenizerConfig:
+    height: int = 64
+    width: int = 64
+    patch_size: int = 8
+    levels: tuple = (4, 4, 4, 4, 4)
+    n_layer: int = 2                  # of the encoder, and of the decoder
+    n_head: int = 4
+    n_embd: int = 128
+    temporal: bool = False            # look at earlier frames too (Genie's choice); False: a frame is a frame
+
+
+class Tokenizer(nn.Module):
+    """Frames -> tokens -> frames. Trained by reconstruction."""
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.n_tokens = (c.height // c.patch_size) * (c.width // c.patch_size)
+        self.fsq = FSQ(c.levels)
+        self.vocab_size = self.fsq.vocab_size
+        patch, d = 3 * c.patch_size ** 2, len(c.levels)
+        self.embed = nn.Linear(patch, c.n_embd)
+        self.enc_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
+        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer))
+        self.to_latent = nn.Linear(c.n_embd, d)
+        self.from_code = nn.Linear(d, c.n_embd)
+        self.dec_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
+        self.dec_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer))
+        self.to_patch = nn.Linear(c.n_embd, patch)
+        init_weights(self)
+
+    def latents(self, clip):
+        x = self.embed(patchify(clip, self.config.patch_size)) + self.enc_pos
+        for block in self.enc_blocks:
+            x = block(x)
+        return self.to_latent(norm(x)).float()
+
+    def pixels(self, codes):
+        x = self.from_code(codes) + self.dec_pos
+        for block in self.dec_blocks:
+            x = block(x)
+        c = self.config
+        return unpatchify(self.to_patch(norm(x)), c.patch_size, c.height, c.width).float()
+
+    def encode(self, clip):
+        """(B,T,C,H,W) -> tokens (B,T,N) int64."""
+        return self.fsq(self.latents(clip))[1]
+
+    def decode(self, tokens):
+        """tokens (B,T,N) -> (B,T,C,H,W) in [-1,1]."""
+        return self.pixels(self.fsq.codes(tokens)).clamp(-1, 1)
+
+    def forward(self, clip):
+        """clip (B,T,C,H,W) -> loss, metrics."""
+        codes, tokens = self.fsq(self.latents(clip))
+        loss = F.mse_loss(self.pixels(codes), clip)
+        return loss, {'psnr': psnr(loss.detach()), 'code_usage': usage(tokens, self.vocab_size)[0]}
+
+
+# -----------------------------------------------------------------------------
+# stage 2
+
+
+@dataclass
+class LatentActionConfig:
+    height: int = 64
+    width: int = 64
+    patch_size: int = 8
+    action_levels: tuple = (2, 2, 2)
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 128
+
+
+class LatentActionModel(nn.Module):
+    """What was done between two frames, as one of n_actions codes, learned without labels: the code is all that the
+    decoder is told about frame t+1 when it has to draw it from frame t.
+
+    The encoder sees how things moved and not what they look like. An encoder that sees the hero finds a cheaper code
+    than the action: players keep walking, so his facing predicts the motion, and "as before" and "turned" say the
+    rest. That is useless on a keyboard. So it gets matching costs: how well frame t, shifted by each displacement of
+    a small window, explains the pixels of frame t+1 that changed; and, for what does not move (a sword drawn), only
+    the amount and the mean colour of the change.
+    """
+
+    reach = 4                         # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.fsq = FSQ(c.action_levels)
+        self.n_actions = self.fsq.vocab_size
+        patch, d, n_tokens = 3 * c.patch_size ** 2, len(c.action_levels), c.height * c.width // c.patch_size ** 2
+        n_features = (2 * self.reach + 1) ** 2 + 6
+        self.encoder = nn.Sequential(nn.Linear(n_features, c.n_embd), nn.GELU(),
+                                     nn.Linear(c.n_embd, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, d))
+        self.register_buffer('mean', torch.zeros(d))
+        self.register_buffer('var', torch.ones(d))
+        self.embed = nn.Linear(patch, c.n_embd)
+        self.pos = nn.Parameter(0.02 * torch.randn(n_tokens, c.n_embd))
+        self.from_code = nn.Linear(d, c.n_embd)
+        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False) for _ in range(c.n_layer))
+        self.to_patch = nn.Linear(c.n_embd, patch)
+        init_weights(self)
+
+    @torch.no_grad()
+    def features(self, clip):
+        """clip (B,T,C,H,W) -> (B,T-1,F): matching costs, then amount and colour of the change. Nothing is learned here."""
+        B, T, C, H, W = clip.shape
+        s = max(1, round(min(H, W) / 64))
+        x = F.avg_pool2d(clip.flatten(0, 1), s).view(B, T, C, H // s, W // s)
+        a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)                        # (S,C,h,w)
+        changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()                # of a range of 2
+        area = changed.sum((1, 2, 3))
+        r, (h, w) = self.reach, a.shape[-2:]
+        padded = F.pad(a, (r, r, r, r), mode='replicate')
+        costs = []
+        for dy in range(-r, r + 1):
+            for dx in range(-r, r + 1):                                              # the scene moved by (dx, dy)
+                shifted = padded[:, :, r - dy:r - dy + h, r - dx:r - dx + w]
+                costs.append(((shifted - b).abs().mean(1, keepdim=True) * changed).sum((1, 2, 3)))
+        costs = torch.stack(costs, 1) / (area[:, None] + 1)
+        low, still = costs.amin(1, keepdim=True), costs[:, [costs.size(1) // 2]]
+        colour = ((b - a) * changed).sum((2, 3)) / (area[:, None] + 1)
+        scaled = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
+        features = torch.cat([scaled, low / (still + 1e-3), still, (area[:, None] + 1).log() / 5, 3 * colour], 1)
+        return features.view(B, T - 1, -1)
+
+    def latents(self, clip):
+        """(B,T,C,H,W) -> (B,T-1,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
+        statistics at evaluation): no code can die, and none can take over, without an auxiliary loss."""
+        z = self.encoder(self.features(clip)).float()
+        if self.training:
+            moments = torch.stack([z.flatten(0, 1).mean(0), z.flatten(0, 1).square().mean(0)])
+            if dist.is_initialized():                                                # the same statistics on all ranks
+                moments = dist_nn.all_reduce(moments) / dist.get_world_size()
+            mean, var = moments[0], moments[1] - moments[0] ** 2
+            with torch.no_grad():
+                self.mean.lerp_(mean, 0.01)
+                self.var.lerp_(var, 0.01)
+        else:
+            mean, var = self.mean, self.var
+        return (z - mean) * (var + 1e-5).rsqrt()
+
+    def encode(self, clip):
+        """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
+        return self.fsq(self.latents(clip))[1]
+
+    def predict(self, clip, codes):
+        """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
+        c = self.config
+        x = self.embed(patchify(clip, c.patch_size)) + self.pos + self.from_code(codes)[:, :, None]
+        for block in self.blocks:
+            x = block(x)
+        return clip + unpatchify(self.to_patch(norm(x)), c.patch_size, c.height, c.width).float()
+
+    def forward(self, clip):
+        """clip (B,T,C,H,W) -> loss, metrics."""
+        codes, actions = self.fsq(self.latents(clip))
+        error = (self.predict(clip[:, :-1], codes) - clip[:, 1:]).square().mean(2)
+        changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()
+        # every transition counts the same, a step of the hero as much as a new screen
+        weight = changed / (changed.sum((2, 3), keepdim=True) + 64) + 0.1 / changed[0, 0].numel()
+        loss = (weight * error).sum((2, 3)).mean()
+        used, entropy = usage(actions, self.n_actions)
+        return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
+                      'unique_actions': used * self.n_actions, 'codebook_usage': used}
+
+
+# -----------------------------------------------------------------------------
+# stage 3
+
+
+@dataclass
+class DynamicsConfig:
+    vocab_size: int = 1024
+    n_tokens: int = 64                # N, per frame
+    n_actions: int = 8
+    seq_len: int = 4                  # frames it sees at once: the context and the new one
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    corrupt: float = 0.1              # up to this fraction of the past's tokens are replaced by random ones
+
+
+class Dynamics(nn.Module):
+    """Past tokens and actions -> the next frame's tokens, by masked prediction (MaskGIT, Chang et al. 2022,
+    arXiv:2202.04200; as a world model in Genie, Bruce et al. 2024, arXiv:2402.15391).
+
+    Sampling meets one situation only: a clean past and one frame that is partly masked. So that is what is trained,
+    for all frames of a clip at once: the clip enters twice, once clean (frames 0..T-2) and once masked (1..T-1), and
+    a masked frame looks back at the clean frames before it, never at another masked one.
+
+    The action that leads to a frame is added to that frame's embeddings. Index n_actions: not known (first frame).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.tokens = nn.Embedding(c.vocab_size + 1, c.n_embd)                       # the last one is the mask
+        self.actions = nn.Embedding(c.n_actions + 1, c.n_embd)                       # the last one: not known
+        self.pos = nn.Parameter(0.02 * torch.randn(c.n_tokens, c.n_embd))
+        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, True) for _ in range(c.n_layer))
+        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        init_weights(self)
+
+    def trunk(self, tokens, actions, time, allowed):
+        """tokens (B,F,N), the actions (B,F) that led to each frame, their times (F,), allowed (F,F) -> (B,F,N,D)."""
+        x = self.tokens(tokens) + self.pos + self.actions(actions)[:, :, None]
+        for block in self.blocks:
+            x = block(x, time, allowed)
+        return norm(x)
+
+    def two_streams(self, clean, masked, actions):
+        """clean (B,K,N): frames 0..K-1. masked (B,M,N): the frames up to the last one, K+M-1 of the M frames or,
+        in sampling, the one after the clean ones. actions (B,K+...) as led to each frame 0..last."""
+        K, M, last = clean.size(1), masked.size(1), actions.size(1) - 1
+        time = torch.cat([torch.arange(K), torch.arange(last - M + 1, last + 1)]).to(clean.device)
+        is_clean = torch.arange(K + M, device=clean.device) < K
+        # look back at clean frames; a clean frame also at itself, a masked one also at itself
+        allowed = is_clean & (time < time[:, None]) | torch.eye(K + M, dtype=torch.bool, device=clean.device)
+        x = self.trunk(torch.cat([clean, masked], 1), actions[:, time], time, allowed)
+        return x[:, K:]
+
+    def led_to(self, actions):
+        """actions (B,T-1), from each frame to the next -> (B,T): the action that led to each frame."""
+        return F.pad(actions, (1, 0), value=self.config.n_actions)
+
+    def forward(self, tokens, actions):
+        """tokens (B,T,N), actions (B,T-1) -> loss (cross-entropy at the masked positions), metrics."""
+        c = self.config
+        B, T, N = tokens.shape
+        clean, target = tokens[:, :-1], tokens[:, 1:]
+        if self.training and c.corrupt:
+            noise = torch.rand_like(clean, dtype=torch.float32)
+            rate = c.corrupt * torch.rand(B, T - 1, 1, device=tokens.device)
+            clean = torch.where(noise < rate, torch.randint_like(clean, c.vocab_size), clean)
+        # mask ratios U(0.5, 1), stratified over the frames of the batch: every batch hides the same number of tokens,
+        # so shapes are static and the mean over ranks and micro-batches is the mean over tokens
+        S = B * (T - 1)
+        u = (torch.randperm(S, device=tokens.device) + 0.5) / S
+        n_masked = ((0.5 + 0.5 * u) * N).ceil().view(B, T - 1, 1)
+        rank = torch.rand(B, T - 1, N, device=tokens.device).argsort(-1)
+        mask = rank < n_masked
+        x = self.two_streams(clean, target.masked_fill(mask, c.vocab_size), self.led_to(actions))
+        loss = F.cross_entropy(self.head(x[mask]).float(), target[mask])
+        used, entropy = usage(actions, c.n_actions)
+        return loss, {'action_entropy': entropy, 'unique_actions': used * c.n_actions, 'codebook_usage': used}
+
+    @torch.no_grad()
+    def generate(self, tokens, actions, maskgit_steps=8, temperature=1.0, generator=None):
+        """Imagine the frames after a context, one at a time, MaskGIT inside each.
+
+        tokens (B,T,N): the context. actions (B,T-1+n): those between the context's frames, then one for each new
+        frame. temperature divides the logits; 0 takes the most likely token. Returns (B,T+n,N).
+        Each step predicts all hidden tokens and keeps a random part of them, by the cosine schedule: few first, all
+        in the last. (Keeping the most confident ones copies the last frame: what does not move is always surest.)
+        """
+        c = self.config
+        n_new = actions.size(1) - tokens.size(1) + 1
+        led_to = self.led_to(actions)
+        for _ in range(n_new):
+            t, window = tokens.size(1), min(tokens.size(1), c.seq_len - 1)
+            past, acts = tokens[:, t - window:], led_to[:, t - window:t + 1].clone()
+            if t > window:
+                acts[:, 0] = c.n_actions                                             # as in training
+            frame = torch.full_like(tokens[:, :1], c.vocab_size)
+            order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
+            for step in range(maskgit_steps):
+                logits = self.head(self.two_streams(past, frame, acts)).float()
+                if temperature == 0:
+                    guess = logits.argmax(-1)
+                else:
+                    p = (logits / temperature).softmax(-1)
+                    guess = torch.multinomial(p.flatten(0, 2), 1, generator=generator).view(frame.shape)
+                hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
+                revealed = order >= math.floor(hidden * c.n_tokens + 1e-6)
+                frame = torch.where((frame == c.vocab_size) & revealed, guess, frame)
+            tokens = torch.cat([tokens, frame], 1)
+        return tokens
+
+
+# -----------------------------------------------------------------------------
+# models from their checkpoints
+
+STAGES = {'tokenizer': (Tokenizer, TokenizerConfig), 'latent_actions': (LatentActionModel, LatentActionConfig),
+          'dynamics': (Dynamics, DynamicsConfig)}
+
+
+def load_stage(out_dir, stage, device):
+    """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode; and the id of its weights.
+    Raises checkpoint.CheckpointError."""
+    ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
+    Model, Config = STAGES[stage]
+    model = Model(Config(**ckpt['model_args']))
+    model.load_state_dict(checkpoint.weights(ckpt))
+    return model.to(device).eval().requires_grad_(False), checkpoint.weights_id(checkpoint.weights(ckpt))
