@@ -65,8 +65,9 @@ class Dataset:
 # -----------------------------------------------------------------------------
 # reading: every way in which a file was seen to be wrong gets its own line, before anything long begins
 
-MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GIF8': 'a gif video', b'RIFF': 'an avi video',
-         b'\x89PNG': 'a png picture', b'\x93NUM': 'a .npy array', b'PK\x03\x04': 'a zip or .npz archive'}
+MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GIF8': 'a gif video',
+         b'RIFF': 'an avi video', b'\x89PNG': 'a png picture', b'\x93NUM': 'a .npy array',
+         b'PK\x03\x04': 'a zip or .npz archive'}
 FILTERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}    # others would make HDF5 load plugin code
 MAX_RATIO = 1100                  # deflate cannot do better than 1032:1: a file that declares more holds no recording
 
@@ -79,7 +80,7 @@ def open_h5(path):
     """Returns an open h5py.File, or raises DataError saying what the file is instead."""
     expected = 'an HDF5 file with frames uint8 (N,H,W,3)'
     if not os.path.exists(path):
-        refuse(path, 'no such file', expected, f'python data.py game {path}, or data.py video PLAY.mp4 {path}, makes one')
+        refuse(path, 'no such file', expected, f'make one: python data.py game {path}')
     if os.path.isdir(path):
         inside = sorted(x for x in os.listdir(path) if x.endswith(('.h5', '.hdf5')))[:5]
         refuse(path, 'a directory', expected, f'name a file in it: {", ".join(inside) or "there is no .h5 in it"}')
@@ -96,7 +97,8 @@ def open_h5(path):
             refuse(path, f'a truncated file: {eof[1]} bytes', f'{eof[2]} bytes', 'copy or make it again')
         refuse(path, f'a file that cannot be opened ({one_line(e)})', expected, 'copy or make it again')
     kind = MAGIC.get(head[4:8]) or MAGIC.get(head[:4]) or ('binary data' if b'\0' in head else 'text')
-    refuse(path, kind, expected, f'import it: python data.py video {path} data/NAME.h5' if 'video' in kind else 'name the .h5 file')
+    refuse(path, kind, expected,
+           f'import it: python data.py video {path} data/NAME.h5' if 'video' in kind else 'name the .h5 file')
 
 
 def has(group, key):
@@ -124,24 +126,28 @@ def plain_dataset(group, key, path):
         refuse(path, f'"{key}" is a link to something else', expected, cure)
     d = group[key]
     if not isinstance(d, h5py.Dataset):
-        refuse(path, f'"{key}" is a group holding {contents(d)}', f'a dataset "{key}"', f'store the array itself as "{key}"')
+        refuse(path, f'"{key}" is a group holding {contents(d)}', f'a dataset "{key}"',
+               f'store the array itself as "{key}"')
     if d.shape is None or d.dtype.kind not in 'uifb':
         refuse(path, f'"{key}" of type {d.dtype}, shape {d.shape}', 'an array of numbers', cure)
     if d.is_virtual or d.external:
-        refuse(path, f'"{key}" is {"virtual" if d.is_virtual else "external"}: its data lies in other files', expected, cure)
+        kind = 'virtual' if d.is_virtual else 'external'
+        refuse(path, f'"{key}" is {kind}: its data lies in other files', expected, cure)
     plist = d.id.get_create_plist()
     for code in (plist.get_filter(i)[0] for i in range(plist.get_nfilters())):
         if code not in FILTERS:
             refuse(path, f'"{key}" compressed by HDF5 filter {code}', f'none or {", ".join(FILTERS.values())}', cure)
     declared, held = math.prod(d.shape) * d.dtype.itemsize, os.path.getsize(path)
     if declared > MAX_RATIO * held:
-        refuse(path, f'"{key}" declares {declared:,} bytes in a file of {held:,}', f'at most {MAX_RATIO} to 1', 'make it again')
+        refuse(path, f'"{key}" declares {declared:,} bytes in a file of {held:,}', f'at most {MAX_RATIO} to 1',
+               'make it again')
     if d.chunks:
         missing = math.prod(-(-n // c) for n, c in zip(d.shape, d.chunks)) - d.id.get_num_chunks()
     else:
         missing = int(d.id.get_storage_size() < declared)
     if missing > 0:
-        refuse(path, f'"{key}" with {missing} chunks that were never written', expected, 'its writer was stopped: make it again')
+        refuse(path, f'"{key}" with {missing} chunks that were never written', expected,
+               'its writer was stopped: make it again')
     return d
 
 
@@ -180,7 +186,8 @@ def read_optional(f, path, n):
         for key in f['truth']:
             truth[key] = plain_dataset(f['truth'], key, path)[...]
             if truth[key].shape[:1] != (n,):
-                refuse(path, f'truth/{key} of shape {truth[key].shape}', f'({n},...), one per frame', f'mend or delete truth/{key}')
+                refuse(path, f'truth/{key} of shape {truth[key].shape}', f'({n},...), one per frame',
+                       f'mend or delete truth/{key}')
     names, fps, source = (f.attrs.get(k) for k in ('action_names', 'fps', 'source'))
     text = lambda x: x.decode() if isinstance(x, bytes) else str(x)
     if names is not None:
@@ -216,16 +223,26 @@ def check_starts(e, n, path):
     return e
 
 
-def fingerprints(frames):
+def read(d, a, b, path):
+    """Frames a to b-1 of an h5py.Dataset, or of an array."""
+    try:
+        return d[a:b]
+    except (OSError, RuntimeError) as e:
+        refuse(path, f'damaged data in frames {a} to {min(b, len(d)) - 1} ({one_line(e)})', 'chunks that decode',
+               'copy or make the file again')
+
+
+def fingerprints(frames, path):
     """Hashes of at most 256 frames, evenly spread. tinyworlds' files cut a frame into hundreds of chunks of thousands
     of frames each: neighbours in time are read at one go there, or each frame would cost the decoding of them all."""
     n = len(frames)
     picks = np.unique(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))
     rows = (getattr(frames, 'chunks', None) or (1,))[0]
     marks = []
-    for _, group in itertools.groupby(picks, lambda i: i // rows):
+    groups = itertools.groupby(picks, lambda i: i // rows)
+    for _, group in tqdm(groups, desc='checking', delay=3, leave=False, disable=None):
         group = np.array(list(group))
-        block = frames[group[0]:group[-1] + 1]
+        block = read(frames, group[0], group[-1] + 1, path)
         marks += [hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for x in block[group - group[0]]]
     return marks
 
@@ -265,11 +282,7 @@ def decode(d, path, npy, show):
     with replacing(npy) as tmp, open(tmp, 'wb') as out, bar:
         np.lib.format.write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=d.shape))
         for a in range(0, len(d), rows):
-            try:
-                block = d[a:a + rows]
-            except (OSError, RuntimeError) as e:
-                refuse(path, f'damaged data in frames {a} to {min(a + rows, len(d)) - 1} ({one_line(e)})',
-                       'chunks that decode', 'copy or make the file again')
+            block = read(d, a, a + rows, path)
             out.write(block.data)
             bar.update(len(block))
     os.utime(npy, ns=(stamp, stamp))
@@ -278,9 +291,10 @@ def decode(d, path, npy, show):
 def load(path, patch_size=None, master=True):
     """Opens a dataset file.
 
-    The first time, its frames are decoded into data/NAME.<data_id>.npy beside it; decodings of older contents of the
-    same file are deleted. With several processes let the master load first and the others, master=False, after a
-    barrier: they find it done. (A second writer is harmless: each has its own temporary file, and the rename is atomic.)
+    All checks come first. The first time, its frames are decoded into data/NAME.<data_id>.npy beside it; decodings
+    of older contents of the same file are deleted. With several processes let the master load first and the others,
+    master=False, after a barrier: they find it done. (A second writer is harmless: its temporary file is its own,
+    the rename is atomic.)
 
     patch_size: refuse frames that do not divide into patches of so many pixels.
     Raises DataError for whatever is wrong with the file, DiskError when the decoded frames cannot be written.
@@ -293,7 +307,7 @@ def load(path, patch_size=None, master=True):
             rest = read_optional(f, path, len(d))
 
             def identify(frames):
-                marks = fingerprints(frames)
+                marks = fingerprints(frames, path)
                 h = hashlib.sha256(repr(d.shape).encode())
                 h.update(rest['episode_starts'].tobytes())
                 if rest['actions'] is not None:
@@ -309,7 +323,8 @@ def load(path, patch_size=None, master=True):
                 data_id, marks = identify(d)
             same = Counter(marks).most_common(1)[0][1]
             if same > len(marks) / 2:
-                refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture', 'a recording of play',
+                refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture',
+                       'a recording of play',
                        'cut the still part away, or see what the recorder recorded: was it the right window?')
             if frames is None:
                 npy = os.path.splitext(os.path.abspath(path))[0] + f'.{data_id}.npy'
@@ -320,7 +335,8 @@ def load(path, patch_size=None, master=True):
                             os.remove(old)
                 frames = np.load(npy, mmap_mode='r', allow_pickle=False)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:         # HDF5's, from damaged metadata
-            refuse(path, f'an HDF5 file that cannot be read ({one_line(e)})', 'frames uint8 (N,H,W,3)', 'copy or make it again')
+            refuse(path, f'an HDF5 file that cannot be read ({one_line(e)})', 'frames uint8 (N,H,W,3)',
+                   'copy or make it again')
     return Dataset(path=path, frames=frames, data_id=data_id, **rest)
 
 
@@ -383,7 +399,8 @@ def windows(dataset, which, seq_len, frame_stride=1):
     if not len(starts):
         n, episodes = len(dataset.frames), len(dataset.episode_starts)
         longest = max((b - a for a, b in ranges), default=0)
-        refuse(dataset.path, f'{n} frames in {episodes} episode(s); the longest stretch of its {which} part is {longest} frames',
+        refuse(dataset.path,
+               f'{n} frames in {episodes} episode(s); the longest stretch of its {which} part is {longest} frames',
                f'at least {span} frames in a row for seq_len={seq_len}, frame_stride={frame_stride}'
                + (f' (about {11 * span} frames in all)' if episodes == 1 else ''),
                'record more, in longer episodes, or lower seq_len or frame_stride')
@@ -537,12 +554,19 @@ def resample(timed, fps, slack):
 
 @functools.lru_cache(8)
 def area_weights(n, length, m):
-    """(m,n): the middle `length` of n pixels shared out over m new ones, a pixel that is cut counting by its parts.
-    Exact, as Pillow's BOX (whole pixels only) and swscale's AREA (by way of subsampled YUV) are not."""
+    """The middle `length` of n pixels shared out over m new ones: which pixels (m,k) each takes, how much of them."""
     edges = np.linspace((n - length) / 2, (n + length) / 2, m + 1)[:, None]
-    pixel = np.arange(n)
+    pixel = edges[:-1].astype(np.int64) + np.arange(math.ceil(length / m) + 1)
     overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
-    return (np.maximum(overlap, 0) * m / length).astype(np.float32)
+    return np.minimum(pixel, n - 1), (np.maximum(overlap, 0) * m / length).astype(np.float32)
+
+
+def area(x, length, m):
+    """(n,w,3) -> (m,w,3) float: averages in which a pixel that is cut counts by its parts. Exact, as Pillow's BOX
+    (whole pixels only) and swscale's AREA (by way of YUV) are not. No matmul: with the processors busy, numpy's BLAS
+    threads wait for each other far longer than this takes."""
+    pixel, weight = area_weights(len(x), length, m)
+    return sum(weight[:, k, None, None] * x[pixel[:, k]] for k in range(pixel.shape[1]))
 
 
 def fit(picture, width, height, pad, pixel_aspect=1.0):
@@ -552,9 +576,10 @@ def fit(picture, width, height, pad, pixel_aspect=1.0):
     scale_x, scale_y = width / (w * pixel_aspect), height / h          # what would fill the width, or the height
     scale = min(scale_x, scale_y) if pad else max(scale_x, scale_y)
     used_w, used_h = min(w, w * scale_x / scale), min(h, h * scale_y / scale)
-    new_w, new_h = (max(1, min(width, round(width * scale / scale_x))), max(1, min(height, round(height * scale / scale_y))))
-    rows = area_weights(h, used_h, new_h) @ picture.reshape(h, w * 3).astype(np.float32)
-    small = area_weights(w, used_w, new_w) @ rows.reshape(new_h, w, 3)
+    new_w = max(1, min(width, round(width * scale / scale_x)))
+    new_h = max(1, min(height, round(height * scale / scale_y)))
+    rows = area(picture, used_h, new_h)
+    small = area(rows.swapaxes(0, 1), used_w, new_w).swapaxes(0, 1)
     out = np.zeros((height, width, 3), np.uint8)
     top, left = (height - new_h) // 2, (width - new_w) // 2
     out[top:top + new_h, left:left + new_w] = small + 0.5              # truncated to whole numbers: rounds
@@ -565,7 +590,7 @@ def drop_stills(frames, limit, tally):
     """(index, picture), ... -> (index, picture, cut): without the stretches of more than `limit` frames that stand
     still (all but their first frame) or are of one colour (all of them); tally['still'] and ['blank'] count them.
     cut: an episode starts here, as frames were dropped before, or blank ones shown: nothing follows from black."""
-    first, first_blank, held, long = None, False, [], False           # of the stretch; held: its frames, not yet passed on
+    first, first_blank, held, long = None, False, [], False            # held: frames not yet passed on
     for index, picture in frames:
         blank = (picture.max(0).max(0) - picture.min(0).min(0) <= STILL_LEVELS).all()
         same = first is not None and blank == first_blank
@@ -595,10 +620,11 @@ def find_cuts(change, shift):
     """Where does another scene begin? (N,) bool from, per frame and against its predecessor, change = mean absolute
     difference in levels of 255 and shift = share of the pixels whose colour class is replaced.
 
-    Scrolling changes every pixel but hardly which colours there are; a flash of a few sprites is the other way round:
-    only a cut makes the product large. It must also stand out from the second around it, so that a fade or a game that
-    flickers all the time is not cut to pieces. A false cut costs a few windows, a missed one teaches teleporting.
-    A change of room at once is a cut, too."""
+    Scrolling changes every pixel but hardly which colours there are; a flash of a few sprites is the other way
+    round: only a cut makes the product large (on our scrolling test recording, 13 cuts: 5.2 and more; all else: 1.7
+    at most). It must also stand out from the second around it, so that a fade or a game that flickers all the time
+    is not cut to pieces. A false cut costs a few windows, a missed one teaches teleporting. A change of room at
+    once is a cut, too."""
     score = change * shift
     around = np.lib.stride_tricks.sliding_window_view(np.pad(score, 8, mode='edge'), 17)
     return (score > CUT_SCORE) & (score > CUT_RATIO * np.median(around, 1))
@@ -644,7 +670,8 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
     try:
         container = av.open(video)
     except (av.FFmpegError, OSError) as e:
-        refuse(video, f'a file that PyAV cannot open ({one_line(e)})', 'a video', 'check the path, or ffmpeg -i IN OUT.mp4')
+        refuse(video, f'a file that PyAV cannot open ({one_line(e)})', 'a video',
+               'check the path, or ffmpeg -i IN OUT.mp4')
     with container:
         if not container.streams.video:
             refuse(video, 'no video stream in it', 'a video', 'check the path')
@@ -653,8 +680,8 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
         fps = fps or rate or 15.0
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         frames = resample(presentation(container, video, tally), fps, min(float(stream.time_base or 0), 0.25 / fps))
-        frames = tqdm(frames, desc='importing', unit=' frames', total=round(stream.frames * fps / rate) if rate else None,
-                      disable=None)
+        frames = tqdm(frames, desc='importing', unit=' frames', disable=None,
+                      total=round(stream.frames * fps / rate) if rate else None)
         frames = ((i, fit(x.to_ndarray(format='rgb24'), width, height, pad, aspect)) for i, x in frames)
         frames = ((*x, False) for x in frames) if trusted else drop_stills(frames, STILL_SECONDS * fps, tally)
         with replacing(path) as tmp, h5py.File(tmp, 'w') as f:
@@ -669,9 +696,11 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
                 index.append(i)                                       # the source frame it shows
                 cuts.append(cut or n == 0)
             if len(index) < 2:
-                refuse(video, f'{len(index)} frames of play in {tally["source"]}', 'at least 2', 'look at what was recorded')
+                refuse(video, f'{len(index)} frames of play in {tally["source"]}', 'at least 2',
+                       'look at what was recorded')
             if given and len(given['actions']) != tally['source']:
-                refuse(labels, f'{len(given["actions"])} actions', f'{tally["source"]}, one per frame of {video}', 'label every frame')
+                refuse(labels, f'{len(given["actions"])} actions', f'{tally["source"]}, one per frame of {video}',
+                       'label every frame')
             if given:
                 f['actions'] = given['actions'][index]
             if trusted:
@@ -710,7 +739,8 @@ def check(path):
     picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
     save_png(sheet, grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks]))
     print(f'{path}   data_id {ds.data_id}   source {ds.source or "unknown"}')
-    print(f'frames      {n:,} of {w}x{h}' + (f', {n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else ', fps unknown'))
+    length = f'{n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else 'fps unknown'
+    print(f'frames      {n:,} of {w}x{h}, {length}')
     print(f'episodes    {len(lengths)}, shortest {lengths.min()}, median {int(np.median(lengths))} frames')
     print(f'split       train {parts["train"]:,}, val {parts["val"]:,} frames (for windows of 16)')
     print(f'duplicates  {same / (n - 1):.1%} of the frames equal the one before')
@@ -736,7 +766,7 @@ def size(text):
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[1], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     p = commands.add_parser('game', help='record the built-in game')
     p.add_argument('path')
@@ -766,9 +796,9 @@ if __name__ == '__main__':
             make_game(a.path, a.n_frames, a.seed, a.layout)
         if a.command == 'video':
             tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression)
-            print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still and {tally["blank"]} blank '
-                  f'ones (only stretches of more than {STILL_SECONDS} s)')
+            print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still and '
+                  f'{tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
         check(a.path)
     except DataError as e:
-        print(e, file=sys.stderr)
-        sys.exit(e.exit_code)
+        print(e, file=sys.stderr, flush=True)
+        os._exit(e.exit_code)        # not sys.exit: HDF5 would crash, trying again to write what a full disk refused

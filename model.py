@@ -246,6 +246,7 @@ class LatentActionModel(nn.Module):
     """
 
     reach = 4                         # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
+    n_costs = (2 * reach + 1) ** 2
 
     def __init__(self, config):
         super().__init__()
@@ -253,9 +254,10 @@ class LatentActionModel(nn.Module):
         self.fsq = FSQ(c.action_levels)
         self.n_actions = self.fsq.vocab_size
         patch, d, n_tokens = 3 * c.patch_size ** 2, len(c.action_levels), c.height * c.width // c.patch_size ** 2
-        n_features = (2 * self.reach + 1) ** 2 + 6
+        n_features = self.n_costs + 6
         self.encoder = nn.Sequential(nn.Linear(n_features, c.n_embd), nn.GELU(),
                                      nn.Linear(c.n_embd, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, d))
+        self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, n_features))
         self.register_buffer('mean', torch.zeros(d))
         self.register_buffer('var', torch.ones(d))
         self.embed = nn.Linear(patch, c.n_embd)
@@ -288,10 +290,10 @@ class LatentActionModel(nn.Module):
         features = torch.cat([scaled, low / (still + 1e-3), still, (area[:, None] + 1).log() / 5, 3 * colour], 1)
         return features.view(B, T - 1, -1)
 
-    def latents(self, clip):
-        """(B,T,C,H,W) -> (B,T-1,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
+    def latents(self, features):
+        """(B,T-1,F) -> (B,T-1,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
         statistics at evaluation): no code can die, and none can take over, without an auxiliary loss."""
-        z = self.encoder(self.features(clip)).float()
+        z = self.encoder(features).float()
         if self.training:
             moments = torch.stack([z.flatten(0, 1).mean(0), z.flatten(0, 1).square().mean(0)])
             if dist.is_initialized():                                                # the same statistics on all ranks
@@ -306,7 +308,7 @@ class LatentActionModel(nn.Module):
 
     def encode(self, clip):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
-        return self.fsq(self.latents(clip))[1]
+        return self.fsq(self.latents(self.features(clip)))[1]
 
     def predict(self, clip, codes):
         """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
@@ -318,12 +320,20 @@ class LatentActionModel(nn.Module):
 
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
-        codes, actions = self.fsq(self.latents(clip))
+        features = self.features(clip)
+        codes, actions = self.fsq(self.latents(features))
+        # 1. the code has to say which displacement explains the change: the same absolute motion, the same code
+        guess = self.explain(codes).float()
+        motion = (-4 * features[..., :self.n_costs]).softmax(-1)
+        motion_loss = (F.cross_entropy(guess[..., :self.n_costs].flatten(0, 1), motion.flatten(0, 1))
+                       + F.mse_loss(guess[..., self.n_costs:], features[..., self.n_costs:]))
+        # 2. and to tell the decoder what it needs for the pixels that change. Every transition counts the same, a step
+        # of the hero as much as a new screen
         error = (self.predict(clip[:, :-1], codes) - clip[:, 1:]).square().mean(2)
         changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()
-        # every transition counts the same, a step of the hero as much as a new screen
         weight = changed / (changed.sum((2, 3), keepdim=True) + 64) + 0.1 / changed[0, 0].numel()
-        loss = (weight * error).sum((2, 3)).mean()
+        pixel_loss = (weight * error).sum((2, 3)).mean()
+        loss = motion_loss + pixel_loss
         used, entropy = usage(actions, self.n_actions)
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}
@@ -457,3 +467,17 @@ def load_stage(out_dir, stage, device):
     model = Model(Config(**ckpt['model_args']))
     model.load_state_dict(checkpoint.weights(ckpt))
     return model.to(device).eval().requires_grad_(False), checkpoint.weights_id(checkpoint.weights(ckpt))
+
+
+def load_world(out_dir, device):
+    """The three stages that belong together: tokenizer, labeller (None if stage 3 was trained without stage 2), dynamics,
+    and the dynamics' checkpoint without its weights. Raises checkpoint.CheckpointError, also when an earlier stage was
+    trained again since: its tokens or actions would mean something else now."""
+    dynamics, _ = load_stage(out_dir, 'dynamics', device)
+    ckpt = checkpoint.best(os.path.join(out_dir, 'dynamics'), 'dynamics')
+    parents, found = {}, {}
+    for stage in ckpt['parents']:
+        parents[stage], found[stage] = load_stage(out_dir, stage, device)
+    checkpoint.expect(ckpt, parents=found)
+    info = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
+    return parents['tokenizer'], parents.get('latent_actions'), dynamics, info

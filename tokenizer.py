@@ -87,7 +87,8 @@ if total_batch_size % (device_batch_size * world_size):
 grad_accum_steps = total_batch_size // (device_batch_size * world_size)
 if device_type == 'cpu':
     torch.set_flush_denormal(True)                          # numbers next to zero are slow
-    torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun would leave each rank with one
+    if ddp:
+        torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
 if device_type == 'cuda' and ddp:
     device = f'cuda:{local_rank}'
     torch.cuda.set_device(device)

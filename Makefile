@@ -1,0 +1,39 @@
+# make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
+# make test    a fresh machine -> .venv, the whole test suite
+PYTHON ?= python3
+BIN = .venv/bin
+CONFIG = config/tiny.py
+OUT = out/tiny
+
+.DEFAULT_GOAL = all
+.PHONY: all test clean
+.DELETE_ON_ERROR:
+
+# a stage is trained again when an earlier one is newer; remove $(OUT) to start over
+all: $(OUT)/dynamics/best.pt
+	$(BIN)/python sample.py $(CONFIG)
+	$(BIN)/python eval.py $(CONFIG)
+	@echo "pictures: $(OUT)/samples/strip.png $(OUT)/samples/rollout.gif    card: $(OUT)/eval.md"
+
+$(OUT)/dynamics/best.pt: $(OUT)/tokenizer/best.pt $(OUT)/latent_actions/best.pt
+	$(BIN)/python dynamics.py $(CONFIG)
+
+$(OUT)/latent_actions/best.pt: data/tiny.h5
+	$(BIN)/python latent_actions.py $(CONFIG)
+
+$(OUT)/tokenizer/best.pt: data/tiny.h5
+	$(BIN)/python tokenizer.py $(CONFIG)
+
+data/tiny.h5: | .venv/installed
+	$(BIN)/python data.py game $@
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv || (echo "no venv module: apt-get install python3-venv, or set PYTHON=" && exit 1)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q tests
+
+clean:
+	rm -rf out data/tiny.*

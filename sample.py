@@ -1,0 +1,105 @@
+"""
+Play the world: from held-out frames, the dynamics imagines what follows under actions of your choice.
+
+    python sample.py config/tiny.py                       # the actions that were really taken, as stage 2 infers them
+    python sample.py config/tiny.py --actions=random
+    python sample.py config/tiny.py --actions=3           # action 3, held
+    python sample.py config/tiny.py --actions=3,3,1       # listed, one a frame
+
+Reads the best.pt of the three stages; writes out_dir/samples/: strip.png (truth above, imagination below), rollout.gif
+and rollout.mp4 (truth left, imagination right). Prints frames/s.
+"""
+import os
+import time
+
+import numpy as np
+import torch
+
+import checkpoint
+import configurator
+import data
+from model import load_world
+
+# -----------------------------------------------------------------------------
+# config
+
+dataset = 'data/tiny.h5'          # its held-out part
+out_dir = 'out/tiny'
+actions = 'inferred'              # 'inferred', 'random', one action or several: '3' or '3,3,1'
+context_frames = 3                # true frames to start from
+n_frames = 32                     # frames to imagine
+n_samples = 4                     # rollouts, side by side
+maskgit_steps = 8
+temperature = 1.0                 # 0 = the most likely token
+seed = 0
+device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
+dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
+config = configurator.apply(__file__, globals())
+if device == 'auto':
+    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
+
+# -----------------------------------------------------------------------------
+# the world, and where to start in it
+
+try:
+    tokenizer, labeller, dynamics, info = load_world(out_dir, device)
+except checkpoint.CheckpointError as e:
+    configurator.stop(4, e)
+n_actions, frame_stride = dynamics.config.n_actions, info['config']['frame_stride']
+listed = None
+if actions not in ('inferred', 'random'):
+    listed = [int(a) if a.strip().isdecimal() else n_actions for a in actions.split(',')]
+    if max(listed) >= n_actions:
+        configurator.stop(2, f'actions={actions!r}: expected inferred, random, or numbers from 0 to {n_actions - 1}, comma between them')
+    n_frames = n_frames if len(listed) == 1 else len(listed)
+try:
+    recording = data.load(dataset, tokenizer.config.patch_size)
+    starts = data.windows(recording, 'val', context_frames + n_frames, frame_stride)
+except data.DataError as e:
+    configurator.stop(e.exit_code, e)
+if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.width):
+    configurator.stop(3, f'{dataset}: found frames of {recording.frames.shape[1:3]}, expected '
+                         f'{(tokenizer.config.height, tokenizer.config.width)} as the tokenizer in {out_dir} was trained on')
+picks = data.draw(starts, n_samples, seed)
+truth = data.clips(recording.frames, picks, context_frames + n_frames, frame_stride, device)
+
+# -----------------------------------------------------------------------------
+# imagine
+
+generator = torch.Generator(device).manual_seed(seed)
+with torch.no_grad(), ctx:
+    tokens = tokenizer.encode(truth[:, :context_frames])
+    if info['config']['action_source'] == 'latent':
+        taken = labeller.encode(truth)
+    elif info['config']['action_source'] == 'labels':
+        taken = torch.from_numpy(recording.actions[picks[:, None] + np.arange(context_frames + n_frames - 1)]).to(device)
+    else:
+        taken = torch.zeros(n_samples, context_frames + n_frames - 1, dtype=torch.int64, device=device)
+    if actions == 'random':
+        taken[:, context_frames - 1:] = torch.randint(n_actions, (n_samples, n_frames), generator=generator, device=device)
+    if listed:
+        taken[:, context_frames - 1:] = torch.tensor(listed, device=device).expand(n_samples, n_frames)
+    t0 = time.perf_counter()
+    dream = tokenizer.decode(dynamics.generate(tokens, taken, maskgit_steps, temperature, generator))
+    seconds = time.perf_counter() - t0
+truth, dream = data.to_uint8(truth), data.to_uint8(dream)                            # (B,T,H,W,3)
+
+# -----------------------------------------------------------------------------
+# pictures
+
+folder = os.path.join(out_dir, 'samples')
+shown = np.arange(min(context_frames + n_frames, context_frames + 16))
+rows = [x[i, shown] for i in range(n_samples) for x in (truth, dream)]
+fps = (recording.fps or 15) / frame_stride
+pairs = np.concatenate([np.concatenate([t, np.full_like(t[:, :, :4], 255), d], 2) for t, d in zip(truth, dream)], 1)
+scale = max(1, 128 // truth.shape[3])
+try:
+    data.save_png(os.path.join(folder, 'strip.png'), data.grid(rows, labels=['truth', 'imagined'] * n_samples))
+    data.save_gif(os.path.join(folder, 'rollout.gif'), pairs, fps, scale)
+    data.save_mp4(os.path.join(folder, 'rollout.mp4'), pairs, fps, scale)
+except data.DiskError as e:
+    configurator.stop(7, e)
+print(f'{n_samples} rollouts of {n_frames} frames after {context_frames} true ones, actions {actions}: '
+      f'{n_samples * n_frames / seconds:.1f} frames/s with {maskgit_steps} MaskGIT steps on {device}')
+print(f'see {folder}/strip.png, rollout.gif, rollout.mp4')
