@@ -653,7 +653,8 @@ def create_h5(f, height, width, compression, source, fps, action_names):
         f.attrs['action_names'] = [str(x) for x in action_names]
     rows = max(1, 2 ** 18 // (height * width * 3))                    # frames a chunk: about 256 KB
     return f.create_dataset('frames', (0, height, width, 3), np.uint8, maxshape=(None, height, width, 3),
-                            chunks=(rows, height, width, 3), fletcher32=True,       # else a flipped bit goes unnoticed
+                            chunks=(rows, height, width, 3), shuffle=True,
+                            fletcher32=True,                          # else a flipped bit goes unnoticed
                             compression=compression, compression_opts=4 if compression == 'gzip' else None)
 
 

@@ -76,35 +76,36 @@ ddp = 'RANK' in os.environ        # started by torchrun
 rank, local_rank, world_size, local_world_size = (
     int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
 master_process = rank == 0
+there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
 if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    device = next(d for d in there if there[d])
 device_type = device.split(':')[0]
-if not {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}[device_type]():
-    configurator.stop(2, f'device={device!r}: torch {torch.__version__} finds no such device here\nuse --device=cpu or --device=auto')
+if not there[device_type]:
+    configurator.stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
+                         'expected one of ' + ', '.join(d for d in there if there[d]) + '; use --device=auto')
 if total_batch_size % (device_batch_size * world_size):
-    configurator.stop(2, f'total_batch_size={total_batch_size} is not a multiple of '
-                         f'device_batch_size={device_batch_size} x {world_size} processes')
+    configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
+                         f'found {device_batch_size} * {world_size}; change one of them')
 grad_accum_steps = total_batch_size // (device_batch_size * world_size)
 if device_type == 'cpu':
     torch.set_flush_denormal(True)                          # numbers next to zero are slow
     if ddp:
         torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
-if device_type == 'cuda' and ddp:
-    device = f'cuda:{local_rank}'
+if device_type == 'cuda':
+    device = f'cuda:{local_rank}' if ddp else device
     torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision('high')              # TF32
 if ddp:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
-torch.set_float32_matmul_precision('high')                  # TF32 where there is any
+ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 torch.manual_seed(seed)                                     # the same initial weights on every rank
-
 
 def keyed(*key):
     """A seed that is a function of the key alone, so that a resumed run draws what an unbroken one would."""
     return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0] >> 1)
 
-
 def all_mean(x):
-    """The mean of a tensor over all ranks (SUM: not every backend has AVG, and MAX and MIN drop NaN)."""
+    """The mean of a tensor over all ranks. (SUM: not every backend has AVG, and MAX and MIN drop NaN.)"""
     if ddp:
         dist.all_reduce(x)
     return x / world_size
@@ -126,7 +127,6 @@ finally:
         dist.barrier()
 frames, dataset_id = data.to_device(recording, device), recording.data_id
 
-
 def get_batch(split, it, micro_step):
     """(clip,) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
@@ -143,7 +143,6 @@ chance = None                                               # loss of a guess, f
 
 # -----------------------------------------------------------------------------
 # picture
-
 
 @torch.no_grad()
 def picture(path):
@@ -163,15 +162,15 @@ def picture(path):
 # resume, optimizer, compile, DDP
 
 run_dir = os.path.join(out_dir, stage)
-iter_start, best_loss, skipped, ckpt = 0, float('inf'), 0, None
+iter_start, best_loss, ckpt = 0, float('inf'), None
 if init_from == 'resume':
     try:
         if master_process:                                  # the master chooses, all load the same file
             iter_start = checkpoint.latest(run_dir, stage)['iter']
         if ddp:
-            chosen = torch.tensor([iter_start], device=device)
-            dist.broadcast(chosen, 0)
-            iter_start = chosen.item()
+            iter_start = torch.tensor(iter_start, device=device)
+            dist.broadcast(iter_start, 0)
+            iter_start = iter_start.item()
         ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
         checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
     except checkpoint.CheckpointError as e:
@@ -179,22 +178,21 @@ if init_from == 'resume':
     model.load_state_dict(ckpt['model'])
     best_loss = ckpt['guard']['best_loss']
 
-hidden = [p for name, p in model.named_parameters() if 'blocks.' in name and p.ndim == 2 and optimizer == 'muon']
-rest = [p for p in model.parameters() if not any(p is h for h in hidden)]
+hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
+rest = [p for name, p in model.named_parameters() if name not in hidden]
 optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)]
-if hidden:                                                  # scaled so that AdamW's rates fit: one learning_rate for both
-    optimizers.append(torch.optim.Muon(hidden, learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
+if hidden:                                                  # updates as large as AdamW's: one learning_rate for both
+    optimizers.append(torch.optim.Muon(hidden.values(), learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
-ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True) if ema_decay else None
+ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
 if ckpt:
     for o, state in zip(optimizers, ckpt['optimizer']):
         o.load_state_dict(state)
     scaler.load_state_dict(ckpt['scaler'])
     if ema and ckpt['ema']:
         ema.module.load_state_dict(ckpt['ema'])
-        ema.n_averaged.fill_(1)
-    ckpt = None                                             # free the memory
+        ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
+    del ckpt                                                # frees the memory
 raw_model, eval_model = model, ema.module if ema else model
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
@@ -203,7 +201,6 @@ if ddp:
 
 # -----------------------------------------------------------------------------
 # evaluation
-
 
 @torch.no_grad()
 def estimate_loss():
@@ -217,40 +214,28 @@ def estimate_loss():
                 loss, metrics = eval_model(*get_batch('val', i, micro_step))
             total = total + torch.stack([loss, *metrics.values()]).float()
     raw_model.train()
-    names = ['val_loss', *('val_' + k for k in metrics)]
-    return dict(zip(names, all_mean(total / eval_iters / grad_accum_steps).tolist()))
-
+    means = all_mean(total / eval_iters / grad_accum_steps).tolist()
+    return dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
 
 def check_ranks():
-    """Stops if any rank's weights have drifted from rank 0's: from then on gradients would be averaged over strangers."""
-    if ddp:
-        mine = torch.stack([v.float().abs().sum() for v in raw_model.state_dict().values()])
-        every = [torch.empty_like(mine) for _ in range(world_size)]
-        dist.all_gather(every, mine)
-        odd = [r for r in range(world_size) if not torch.equal(every[r], every[0])]
-        if odd:
-            configurator.stop(1, f'ranks {odd} hold other weights than rank 0 at iter {it}\nresume from the last checkpoint')
-
-
-def save(metrics, best):
-    checkpoint.save(run_dir, dict(
-        stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
-        ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
-        scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics=metrics, data_id=dataset_id, parents=parents,
-        world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads())), keep_checkpoints, best)
-
+    """Stops if a rank's weights are not rank 0's: from then on gradients would be averaged over strangers."""
+    mine = torch.stack([v.float().abs().sum() for v in raw_model.state_dict().values()])
+    every = [torch.empty_like(mine) for _ in range(world_size)]
+    dist.all_gather(every, mine)
+    odd = [r for r in range(world_size) if not torch.equal(every[r], every[0])]
+    if odd:
+        configurator.stop(1, f'{stage}: ranks {odd} hold other weights than rank 0 at iter {it}\n'
+                             'nothing was saved; --init_from=resume goes back to the last checkpoint')
 
 # -----------------------------------------------------------------------------
 # learning-rate schedule
 
-
 def get_lr(it):
-    """Linear warmup, then a cosine down to min_lr_frac of the peak at max_iters. A function of it alone."""
+    """Linear warmup, then a cosine down to min_lr_frac of the peak at max_iters. A function of `it` alone."""
     if it <= warmup_iters:
         return learning_rate * it / warmup_iters
-    progress = (it - warmup_iters) / max(1, max_iters - warmup_iters)
-    return learning_rate * (min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
-
+    progress = min(1, (it - warmup_iters) / max(1, max_iters - warmup_iters))
+    return learning_rate * (min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 # -----------------------------------------------------------------------------
 # training loop
@@ -263,9 +248,9 @@ if master_process:
             aside = next(f'{run_dir}.{k}' for k in range(1, 10 ** 6) if not os.path.exists(f'{run_dir}.{k}'))
             os.rename(run_dir, aside)
             print(f'moved the earlier run to {aside}')
-        elif os.path.exists(log_path):                      # rows after the checkpoint will be lived through again
+        elif os.path.exists(log_path):                      # rows after the checkpoint are going to happen again
             with open(log_path, newline='') as f:
-                rows = [r for r in csv.reader(f)]
+                rows = list(csv.reader(f))
             rows = rows[:1] + [r for r in rows[1:] if r and int(r[0]) <= iter_start]
         os.makedirs(os.path.join(run_dir, 'samples'), exist_ok=True)
         with open(log_path, 'w', newline='') as f:
@@ -275,23 +260,22 @@ if master_process:
     if wandb_log:
         import wandb
         wandb.init(project=wandb_project, name=f'{out_dir}/{stage}', config=config)
-    n_params = sum(p.numel() for p in raw_model.parameters())
-    print(f'{stage}: {n_params:,} parameters on {world_size} x {device} in {dtype}, {len(starts["train"]):,} windows to train '
-          f'on, {len(starts["val"]):,} held out; {total_batch_size} clips an update')
+    checkpoint.write_status(run_dir, state='running', iter=iter_start)
+    print(f'{stage}: {sum(p.numel() for p in raw_model.parameters()):,} parameters on {world_size} x {device} in {dtype}, '
+          f'{len(starts["train"]):,} windows to train on, {len(starts["val"]):,} held out, {total_batch_size} an update')
 
-signals = []
+signals = []                                                # acted upon at the next log line
 for s in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(s, lambda number, frame: signals.append(number))      # acted upon at the next log line
+    signal.signal(s, lambda number, frame: signals.append(number))
 
+it, n_summed, sums, skipped, failed_saves, term, interrupt = iter_start, 0, 0, 0, 0, 0, 0
 t_start = t_log = time.time()
-it, n_summed, sums, failed_saves = iter_start, 0, 0, 0
-while it < max_iters:
+while it < max_iters and not (term or interrupt or skipped >= 3):
     it += 1
     lr = get_lr(it)
     for o in optimizers:
         for group in o.param_groups:
             group['lr'] = lr
-    finite = True
     for micro_step in range(grad_accum_steps):
         batch = get_batch('train', it, micro_step)
         torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
@@ -303,78 +287,80 @@ while it < max_iters:
         n_summed, sums = n_summed + 1, sums + torch.stack([loss, *metrics.values()]).detach().float()
     for o in optimizers:
         scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or float('inf')).item()    # waits for the GPU
-    if math.isfinite(grad_norm):                            # averaged over ranks, so they all decide the same
+    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf).item()    # waits for the GPU
+    if math.isfinite(grad_norm):                            # averaged over the ranks, so they all decide the same
         for o in optimizers:
             scaler.step(o)
+        if ema:
+            ema.update_parameters(raw_model)
         skipped = 0
-    else:
+    elif scaler.get_scale() <= 1:                           # float16 lowers its scale first
         skipped += 1
         if master_process:
-            print(f'iter {it}: the gradient is not finite; update skipped')
+            print(f'iter {it}: the gradient is not finite; update skipped', flush=True)
     scaler.update()
     for o in optimizers:
         o.zero_grad(set_to_none=True)
-    if ema:
-        ema.update_parameters(raw_model)
 
-    # all that follows happens at log lines: log, evaluate, save, stop
+    # what follows happens at log lines: log, evaluate, save, stop
     evaluating = it % eval_interval == 0 or it == max_iters
-    if not (it % log_interval == 0 or evaluating or skipped >= 3):
+    if it % log_interval and not evaluating and skipped < 3:
         continue
-    report = torch.cat([sums / n_summed, torch.tensor([s in signals for s in (signal.SIGTERM, signal.SIGINT)]).to(sums)])
-    *means, term, interrupt = all_mean(report).tolist()     # all ranks see the same flags, and stop at the same iter
-    dt, now = (time.time() - t_log) / max(1, n_summed // grad_accum_steps), time.time()
+    flags = torch.tensor([s in signals for s in (signal.SIGTERM, signal.SIGINT)]).to(sums)
+    *means, term, interrupt = all_mean(torch.cat([sums / n_summed, flags])).tolist()     # so all ranks stop at the same iter
+    now = time.time()
+    dt = (now - t_log) * grad_accum_steps / n_summed        # seconds an update
+    eta = (now - t_start) / (it - iter_start) * (max_iters - it)
     row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
-    n_summed, sums = 0, 0
-    val = {}
-    if evaluating or term or interrupt:
+    n_summed, sums, val, best = 0, 0, {}, False
+    if ddp and (evaluating or term or interrupt):
         check_ranks()
+    if evaluating:
         val = estimate_loss()
         best = val['val_loss'] < best_loss
         best_loss = min(best_loss, val['val_loss'])
-        if master_process:
-            picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
-            try:
-                save({**row, **val}, best)
-                failed_saves = 0
-                checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
-            except checkpoint.DiskError as e:
-                failed_saves += 1
-                print(f'{e}\ntraining goes on; the next try is at the next evaluation')
     if master_process:
-        eta = (now - t_start) / (it - iter_start) * (max_iters - it)
-        print(f'iter {it}/{max_iters} | loss {row["loss"]:.4f}' + (f' (chance {chance:.3f})' if chance else '')
-              + ''.join(f' | {k} {v:.3g}' for k, v in row.items() if k in metrics)
-              + f' | lr {lr:.1e} | norm {grad_norm:.2f} | {1000 * dt:.0f} ms'
-              + f' | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
+        line = f'iter {it}/{max_iters} | loss {means[0]:.4f}' + (f' (chance {chance:.3f})' if chance else '')
+        line += ''.join(f' | {k} {row[k]:.3g}' for k in metrics) + f' | lr {lr:.1e} | norm {grad_norm:.2f} | {1000 * dt:.0f} ms'
+        print(f'{line} | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
         if val:
-            print('    held out: ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ('' if not best else ' | best'), flush=True)
-        row = {**row, **dict.fromkeys(['val_loss', *('val_' + k for k in metrics)], ''), **val}
+            print('  held out | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ' | best' * best, flush=True)
+        logged = {**row, **dict.fromkeys(['val_loss', *('val_' + k for k in metrics)], ''), **val}
         with open(log_path, 'a', newline='') as f:
-            writer = csv.DictWriter(f, row)
-            if f.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
         if wandb_log:
-            wandb.log({k: v for k, v in row.items() if v != ''}, step=it)
+            wandb.log({k: v for k, v in logged.items() if v != ''}, step=it)
+    if master_process and (evaluating or term or interrupt) and not skipped:
+        try:
+            if evaluating:
+                picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
+            checkpoint.save(run_dir, dict(
+                stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
+                ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
+                scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics={**row, **val}, data_id=dataset_id,
+                parents=parents, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
+            ), keep_checkpoints, best)
+            failed_saves = 0
+            checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
+        except (checkpoint.DiskError, data.DiskError) as e:
+            failed_saves += 1
+            print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
     t_log = time.time()
-    if term or interrupt or skipped >= 3:
-        break
 
-state, code, reason = 'done', 0, f'trained for {it} updates'
-if failed_saves:
+minutes = (time.time() - t_start) / 60
+state, code, reason = 'done', 0, f'{it} updates, {minutes:.1f} minutes, best held-out loss {best_loss:.4f}; see {run_dir}'
+if skipped >= 3:
+    state, code, reason = 'nonfinite', 6, f'three gradients in a row were not finite, up to iter {it}\nlower learning_rate; --init_from=resume'
+elif failed_saves:
     state, code, reason = 'io_error', 7, f'the checkpoint of iter {it} could not be written'
-elif it > iter_start and (term or interrupt):
+elif term or interrupt:
     state, code, reason = 'interrupted', 143 if term else 130, f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
-elif skipped >= 3:
-    state, code, reason = 'nonfinite', 6, f'three gradients in a row were not finite up to iter {it}\nlower learning_rate, then --init_from=resume'
 if master_process:
     checkpoint.write_status(run_dir, state=state, iter=it, reason=reason)
-    if state == 'done':
-        print(f'{stage}: {reason} in {(time.time() - t_start) / 60:.1f} min; best held-out loss {best_loss:.4f}; see {run_dir}')
     if wandb_log:
         wandb.finish()
+    if not code:
+        print(f'{stage}: {reason}')
 if ddp:
     dist.destroy_process_group()
 if code:

@@ -64,13 +64,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x, time=None, allowed=None):
-        """x (S,L,D). time (L,): positions for rotary. allowed (L,L) bool: True where a row may look at a column."""
+    def forward(self, x, time=None, allowed=None, past=None, keep=None):
+        """x (S,L,D). time (L,): positions for rotary. allowed (L,L) bool: True where a row may look at a column.
+        past: (keys, values) that every row may look at too. keep: a list that gets this call's keys and values."""
         S, L, D = x.shape
         q, k, v = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)    # (S,nh,L,hs)
         q, k = norm(q), norm(k)
         if time is not None:
             q, k = rotary(q, time), rotary(k, time)
+        if keep is not None:
+            keep.append((k, v))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.proj(y.transpose(1, 2).reshape(S, L, D))
 
@@ -84,8 +89,8 @@ class Block(nn.Module):
         self.time = Attention(n_embd, n_head) if temporal else None
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
 
-    def forward(self, x, time=None, allowed=None):
-        """x (B,T,N,D). time (T,) and allowed (T,T) are for time attention; causal over T if not given."""
+    def forward(self, x, time=None, allowed=None, past=None, keep=None):
+        """x (B,T,N,D). The others are for time attention, see Attention; without them it is causal over T."""
         B, T, N, D = x.shape
         x = x + self.space(norm(x).view(B * T, N, D)).view(B, T, N, D)
         if self.time is not None:
@@ -93,7 +98,7 @@ class Block(nn.Module):
                 time = torch.arange(T, device=x.device)
                 allowed = time[:, None] >= time
             y = norm(x).transpose(1, 2).reshape(B * N, T, D)
-            x = x + self.time(y, time, allowed).view(B, N, T, D).transpose(1, 2)
+            x = x + self.time(y, time, allowed, past, keep).view(B, N, T, D).transpose(1, 2)
         return x + self.mlp(norm(x))
 
 
@@ -376,23 +381,23 @@ class Dynamics(nn.Module):
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
 
-    def trunk(self, tokens, actions, time, allowed):
-        """tokens (B,F,N), the actions (B,F) that led to each frame, their times (F,), allowed (F,F) -> (B,F,N,D)."""
+    def trunk(self, tokens, actions, time, allowed=None, past=None, keep=None):
+        """tokens (B,F,N), the actions (B,F) that led to each frame, their times (F,), which frame may look at which
+        (F,F) -> (B,F,N,D). past, keep: keys and values of earlier frames, a pair for each block."""
         x = self.tokens(tokens) + self.pos + self.actions(actions)[:, :, None]
-        for block in self.blocks:
-            x = block(x, time, allowed)
+        for i, block in enumerate(self.blocks):
+            x = block(x, time, allowed, past[i] if past else None, keep)
         return norm(x)
 
-    def two_streams(self, clean, masked, actions):
-        """clean (B,K,N): frames 0..K-1. masked (B,M,N): the frames up to the last one, K+M-1 of the M frames or,
-        in sampling, the one after the clean ones. actions (B,K+...) as led to each frame 0..last."""
-        K, M, last = clean.size(1), masked.size(1), actions.size(1) - 1
-        time = torch.cat([torch.arange(K), torch.arange(last - M + 1, last + 1)]).to(clean.device)
-        is_clean = torch.arange(K + M, device=clean.device) < K
-        # look back at clean frames; a clean frame also at itself, a masked one also at itself
-        allowed = is_clean & (time < time[:, None]) | torch.eye(K + M, dtype=torch.bool, device=clean.device)
-        x = self.trunk(torch.cat([clean, masked], 1), actions[:, time], time, allowed)
-        return x[:, K:]
+    def two_streams(self, clean, masked, led_to):
+        """clean (B,K,N): frames 0..K-1; masked (B,K,N): frames 1..K; led_to (B,K+1) -> (B,K,N,D) for the masked ones."""
+        K = clean.size(1)
+        time = torch.arange(K, device=clean.device)
+        time = torch.cat([time, time + 1])
+        # every frame looks back at the clean frames before it, and at itself
+        is_clean = torch.arange(2 * K, device=clean.device) < K
+        allowed = is_clean & (time < time[:, None]) | torch.eye(2 * K, dtype=torch.bool, device=clean.device)
+        return self.trunk(torch.cat([clean, masked], 1), led_to[:, time], time, allowed)[:, K:]
 
     def led_to(self, actions):
         """actions (B,T-1), from each frame to the next -> (B,T): the action that led to each frame."""
@@ -432,14 +437,16 @@ class Dynamics(nn.Module):
         n_new = actions.size(1) - tokens.size(1) + 1
         led_to = self.led_to(actions)
         for _ in range(n_new):
-            t, window = tokens.size(1), min(tokens.size(1), c.seq_len - 1)
-            past, acts = tokens[:, t - window:], led_to[:, t - window:t + 1].clone()
-            if t > window:
-                acts[:, 0] = c.n_actions                                             # as in training
+            K = min(tokens.size(1), c.seq_len - 1)                                   # frames it looks back at
+            first = tokens.size(1) - K
+            acts = led_to[:, first:first + K + 1].clone()
+            acts[:, 0] = c.n_actions                                                 # not known, as in training
+            time, past = torch.arange(K + 1, device=tokens.device), []
+            self.trunk(tokens[:, first:], acts[:, :K], time[:K], time[:K, None] >= time[:K], keep=past)    # once a frame
             frame = torch.full_like(tokens[:, :1], c.vocab_size)
             order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
             for step in range(maskgit_steps):
-                logits = self.head(self.two_streams(past, frame, acts)).float()
+                logits = self.head(self.trunk(frame, acts[:, K:], time[K:], past=past)).float()
                 if temperature == 0:
                     guess = logits.argmax(-1)
                 else:

@@ -1,0 +1,23 @@
+# A scrolling Zelda-like game: 20,000 frames at 15 fps with the player's real actions (used by eval.py alone).
+#
+#   python data.py video zelda_like.mp4 data/zelda_like.h5 --size=64 --fps=15 --labels=zelda_like_labels.npz
+#   python tokenizer.py      config/zelda_like.py
+#   python latent_actions.py config/zelda_like.py
+#   python dynamics.py       config/zelda_like.py
+#   python sample.py         config/zelda_like.py
+#   python eval.py           config/zelda_like.py
+#
+# At 64 pixels on two CPU cores; minutes and numbers stand in RECORDS.md. For 128 pixels import with --size=128 and add
+#   --dataset=data/zelda_like128.h5 --out_dir=out/zelda_like128
+
+dataset = 'data/zelda_like.h5'
+out_dir = 'out/zelda_like'
+
+patch_size = 8
+levels = (4, 4, 4, 4, 4)          # vocabulary of 1024
+action_levels = (2, 2, 2)         # 8 actions
+n_embd = 128
+
+tokenizer = dict(max_iters=900, total_batch_size=32, device_batch_size=32)
+latent_actions = dict(max_iters=400)
+dynamics = dict(max_iters=600, total_batch_size=16, device_batch_size=16)

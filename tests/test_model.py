@@ -1,0 +1,312 @@
+"""Networks: round trips, causality, masks and temperature, and first losses that only change when the maths does."""
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import model as models
+from model import (FSQ, Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer, TokenizerConfig, patchify,
+                   unpatchify)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def make(Model, Config, trained=True, **config):
+    """A small model; with `trained`, no weight is left at zero, so that every path carries something."""
+    torch.manual_seed(0)
+    m = Model(Config(**config))
+    if trained:
+        for p in m.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return m.eval()
+
+
+def tokenizer(**more):
+    return make(Tokenizer, TokenizerConfig, **dict(height=8, width=16, patch_size=4, levels=(4, 3, 5), n_layer=2, n_head=2, n_embd=16, **more))
+
+
+def dynamics(**more):
+    return make(Dynamics, DynamicsConfig, **dict(dict(vocab_size=60, n_tokens=8, n_actions=4, seq_len=4, n_layer=2, n_head=2, n_embd=16), **more))
+
+
+def tokens(B=2, T=4, N=8, V=60, seed=0):
+    return torch.randint(V, (B, T, N), generator=torch.Generator().manual_seed(seed))
+
+
+# -----------------------------------------------------------------------------
+# patches and FSQ
+
+
+@pytest.mark.parametrize('H, W, p', [(8, 8, 4), (8, 16, 4), (12, 6, 2), (5, 7, 1)])
+def test_patchify_round_trip(H, W, p):
+    x = noise(2, 3, 3, H, W)
+    patches = patchify(x, p)
+    assert patches.shape == (2, 3, H * W // p ** 2, 3 * p * p)
+    assert torch.equal(unpatchify(patches, p, H, W), x)
+
+
+def test_a_patch_is_a_square_of_one_frame():
+    x = torch.zeros(1, 2, 3, 8, 16)
+    x[0, 1, :, 4:8, 8:12] = 1                                # second row of patches, third column
+    patches = patchify(x, 4)
+    assert patches[0, 1, 6].eq(1).all() and patches.sum() == 3 * 16
+
+
+@pytest.mark.parametrize('levels', [(2,), (3,), (2, 2, 2), (4, 4, 4, 4, 4), (8, 5, 3), (7, 2)])
+def test_fsq_round_trip_for_every_token(levels):
+    fsq = FSQ(levels)
+    every = torch.arange(fsq.vocab_size)
+    codes = fsq.codes(every)
+    assert codes.shape == (math.prod(levels), len(levels)) and codes.abs().max() <= 1
+    assert len(torch.unique(codes, dim=0)) == fsq.vocab_size
+    z = torch.logit(((codes + 1) / 2).clamp(0.01, 0.99)) / 2    # latents that lie in the middle of each code's cell
+    again, back = fsq(z)
+    assert torch.equal(back, every)
+    assert torch.allclose(again, codes, atol=1e-6)
+
+
+def test_fsq_passes_the_gradient_through_the_rounding():
+    z = torch.zeros(5, 3, requires_grad=True)
+    FSQ((4, 4, 4))(z + 0.1)[0].sum().backward()
+    assert (z.grad > 0).all()
+
+
+# -----------------------------------------------------------------------------
+# causality: what comes later must not be seen
+
+
+def test_temporal_tokenizer_is_causal():
+    m = tokenizer(temporal=True)
+    a = noise(1, 5, 3, 8, 16)
+    b = a.clone()
+    b[:, 3:] = noise(1, 2, 3, 8, 16, seed=1)
+    za, zb = m.latents(a), m.latents(b)
+    assert torch.allclose(za[:, :3], zb[:, :3], atol=1e-5) and not torch.allclose(za[:, 3:], zb[:, 3:], atol=1e-2)
+    c = a.clone()
+    c[:, 0] = -c[:, 0]
+    assert not torch.allclose(za[:, 4], m.latents(c)[:, 4], atol=1e-2), 'time attention sees nothing at all'
+    t = m.encode(a)
+    u = t.clone()
+    u[:, 3:] = (u[:, 3:] + 1) % m.vocab_size
+    assert torch.allclose(m.decode(t)[:, :3], m.decode(u)[:, :3], atol=1e-5)
+
+
+def test_per_frame_tokenizer_sees_one_frame():
+    m, x = tokenizer(), noise(1, 4, 3, 8, 16)
+    assert torch.equal(m.encode(x)[:, 2], m.encode(x[:, 2:3])[:, 0])
+
+
+@pytest.mark.parametrize('changed', [0, 1, 2])
+def test_a_masked_frame_sees_the_clean_past_and_nothing_else(changed):
+    """Two streams: masked frames 1..3 beside clean frames 0..2. Frame t may depend on clean frames before t only."""
+    m, t = dynamics(), tokens()
+    actions = torch.zeros(2, 4, dtype=torch.long)
+    masked = torch.full((2, 3, 8), 60)
+    before = m.two_streams(t[:, :3], masked, actions)
+    other = t[:, :3].clone()
+    other[:, changed] = (other[:, changed] + 1) % 60
+    after = m.two_streams(other, masked, actions)
+    differs = [(before[:, i] - after[:, i]).abs().max() > 1e-4 for i in range(3)]        # i: frame i + 1
+    assert differs == [i + 1 > changed for i in range(3)]
+    hint = masked.clone()
+    hint[:, 1, 0] = 5                                        # one token of masked frame 2 is revealed
+    after = m.two_streams(t[:, :3], hint, actions)
+    assert [(before[:, i] - after[:, i]).abs().max() > 1e-4 for i in range(3)] == [False, True, False]
+
+
+def test_sampling_with_kept_keys_and_values_is_the_training_pass(monkeypatch):
+    """The masked frame t of the training pass is that frame as generate meets it, alone after its clean past."""
+    m, t = dynamics(), tokens()
+    actions = torch.randint(4, (2, 3), generator=torch.Generator().manual_seed(0))
+    together = m.two_streams(t[:, :3], torch.full((2, 3, 8), 60), m.led_to(actions))
+    met, trunk = [], m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda *a, **k: met.append(trunk(*a, **k)) or met[-1])
+    for i in (1, 2, 3):
+        m.generate(t[:, :i], actions[:, :i], maskgit_steps=1, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(together[:, i - 1], met[-1][:, 0], atol=1e-5)
+
+
+# -----------------------------------------------------------------------------
+# dynamics
+
+
+def test_actions_reach_the_output_from_the_first_step():
+    m = dynamics(trained=False)
+    a, b = (m.two_streams(tokens()[:, :3], torch.full((2, 3, 8), 60), torch.full((2, 4), k)) for k in (0, 1))
+    assert (m.head(a) - m.head(b)).abs().max() > 1e-2
+
+
+def test_loss_is_the_cross_entropy_at_masked_positions_only(monkeypatch):
+    m = dynamics(corrupt=0.0)
+    seen = {}
+    trunk = m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda t, *rest: seen.update(t=t, out=trunk(t, *rest)) or seen['out'])
+    t = tokens()
+    torch.manual_seed(1)
+    loss, _ = m(t, torch.zeros(2, 3, dtype=torch.long))
+    hidden = seen['t'][:, 3:] == 60
+    assert torch.equal(seen['t'][:, :3], t[:, :-1]), 'the past is clean'
+    assert torch.equal(seen['t'][:, 3:][~hidden], t[:, 1:][~hidden])
+    logits = m.head(seen['out'][:, 3:])
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits[hidden], t[:, 1:][hidden]), rtol=1e-5)
+
+
+def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(monkeypatch):
+    m = dynamics(n_tokens=64)
+    counts = []
+    trunk = m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda t, *rest: counts.append((t[:, 3:] == 60).sum(-1)) or trunk(t, *rest))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        m(tokens(8, 4, 64), torch.zeros(8, 3, dtype=torch.long))
+    assert len({int(c.sum()) for c in counts}) == 1          # static shapes; the mean over ranks is the mean over tokens
+    every = torch.stack(counts)
+    assert 32 <= every.min() <= 36 and 62 <= every.max() <= 64
+    assert len({tuple(c.flatten().tolist()) for c in counts}) == 4
+
+
+def test_corruption_only_in_training_and_only_of_the_past(monkeypatch):
+    m, seen = dynamics(corrupt=0.5), []
+    trunk = m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda t, *rest: seen.append(t) or trunk(t, *rest))
+    t = tokens(8)
+    for mode in (False, True):
+        m.train(mode)
+        m(t, torch.zeros(8, 3, dtype=torch.long))
+    assert torch.equal(seen[0][:, :3], t[:, :3])
+    wrong = (seen[1][:, :3] != t[:, :3]).float().mean()
+    assert 0.1 < wrong < 0.4
+    shown = seen[1][:, 3:] != 60
+    assert torch.equal(seen[1][:, 3:][shown], t[:, 1:][shown])
+
+
+def test_temperature_zero_is_argmax():
+    m, t = dynamics(), tokens()
+    out = m.generate(t[:, :3], torch.ones(2, 3, dtype=torch.long), maskgit_steps=1, temperature=0)
+    acts = m.led_to(torch.ones(2, 3, dtype=torch.long))
+    best = m.head(m.two_streams(t[:, :3], torch.full((2, 3, 8), 60), acts))[:, 2:].argmax(-1)
+    assert torch.equal(out[:, :3], t[:, :3]) and torch.equal(out[:, 3:], best)
+
+
+def test_higher_temperature_means_more_entropy():
+    m, t = dynamics(), tokens(1).expand(256, -1, -1)
+    entropy = []
+    for temperature in (0, 0.5, 1.0, 4.0):
+        out = m.generate(t[:, :3], torch.ones(256, 3, dtype=torch.long), 1, temperature, torch.Generator().manual_seed(0))
+        p = torch.bincount(out[:, 3, 0], minlength=60) / 256
+        entropy.append(-(p * p.clamp(min=1e-9).log()).sum().item())
+    assert entropy[0] == pytest.approx(0, abs=1e-6)
+    assert entropy[0] < entropy[1] < entropy[2] < entropy[3]
+
+
+def test_maskgit_reveals_few_first_and_all_in_the_last_step(monkeypatch):
+    m = dynamics(n_tokens=64)
+    hidden, trunk = [], m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda f, *a, past=None, **k: (past and hidden.append(int((f == 60).sum()))) or trunk(f, *a, past=past, **k))
+    out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), maskgit_steps=8, generator=torch.Generator().manual_seed(0))
+    revealed = [a - b for a, b in zip(hidden, hidden[1:] + [0])]
+    assert hidden[0] == 64 and revealed[0] <= 2 and revealed[-1] == max(revealed) and sum(revealed) == 64
+    assert revealed == sorted(revealed)
+    assert (out < 60).all(), 'a mask token is left in the output'
+
+
+def test_a_revealed_token_stays(monkeypatch):
+    m = dynamics(n_tokens=64)
+    frames, trunk = [], m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda f, *a, past=None, **k: (past and frames.append(f.clone())) or trunk(f, *a, past=past, **k))
+    out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), 6, generator=torch.Generator().manual_seed(0))
+    for a, b in zip(frames, frames[1:] + [out[:, 3:]]):
+        assert torch.equal(a[a < 60], b[a < 60])
+
+
+def test_generate_is_a_function_of_its_generator_and_rolls_past_its_window():
+    m = dynamics()
+    first, again, other = (m.generate(tokens()[:, :1], torch.zeros(2, 9, dtype=torch.long), 4, 1.0, torch.Generator().manual_seed(s))
+                           for s in (0, 0, 1))
+    assert first.shape == (2, 10, 8) and torch.equal(first, again) and not torch.equal(first, other)
+
+
+# -----------------------------------------------------------------------------
+# latent actions
+
+
+def moved(dx, dy, n=1):
+    """A bright square on a textured ground, and the same picture with the square moved."""
+    g = torch.Generator().manual_seed(3)
+    ground = 0.2 * torch.rand(n, 3, 64, 64, generator=g) - 0.5
+    square = torch.rand(n, 3, 8, 8, generator=g)
+    a, b = ground.clone(), ground.clone()
+    a[:, :, 28:36, 28:36] = square
+    b[:, :, 28 + dy:36 + dy, 28 + dx:36 + dx] = square
+    return torch.stack([a, b], 1)
+
+
+@pytest.mark.parametrize('dx, dy', [(4, 0), (-4, 0), (0, 4), (0, -4), (2, -3)])
+def test_matching_costs_are_lowest_at_the_true_displacement(dx, dy):
+    m = LatentActionModel(LatentActionConfig())
+    costs = m.features(moved(dx, dy))[0, 0, :m.n_costs].view(9, 9)
+    assert divmod(int(costs.argmin()), 9) == (dy + 4, dx + 4)
+
+
+def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
+    m = LatentActionModel(LatentActionConfig(height=16, width=16, n_embd=16, n_head=1, n_layer=1)).train()
+    features = torch.randn(64, 3, m.n_costs + 6, generator=torch.Generator().manual_seed(0))
+    z = m.latents(features).flatten(0, 1)
+    assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4) and torch.allclose(z.var(0), torch.ones(3), atol=2e-2)
+    for _ in range(600):
+        m.latents(features)
+    m.eval()
+    assert torch.allclose(m.latents(features).flatten(0, 1), z, atol=0.1)
+
+
+def test_any_action_levels_and_any_vocabulary():
+    m = LatentActionModel(LatentActionConfig(height=16, width=16, action_levels=(3, 2), n_embd=16, n_head=1, n_layer=1))
+    assert m.n_actions == 6
+    loss, metrics = m(noise(4, 3, 3, 16, 16))
+    assert torch.isfinite(loss) and m.encode(noise(4, 3, 3, 16, 16)).max() < 6 and metrics['unique_actions'] <= 6
+
+
+# -----------------------------------------------------------------------------
+# first losses: they move when the maths, the initialisation or the masks do. Change them on purpose only
+
+
+def first_loss(which):
+    torch.manual_seed(0)
+    clip = noise(4, 3, 3, 16, 16)
+    if which == 'tokenizer':
+        m, batch = Tokenizer(TokenizerConfig(16, 16, 4, (4, 4, 4), 2, 2, 32)), (clip,)
+    elif which == 'latent_actions':
+        m, batch = LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2, 2), 2, 2, 32)), (clip,)
+    else:
+        m = Dynamics(DynamicsConfig(vocab_size=64, n_tokens=16, n_actions=8, seq_len=3, n_layer=2, n_head=2, n_embd=32))
+        batch = tokens(4, 3, 16, 64), torch.randint(8, (4, 2))
+    torch.manual_seed(1)
+    return m.train()(*batch)[0].item()
+
+
+GOLDEN = {'tokenizer': 1.38147, 'latent_actions': 6.89771, 'dynamics': 4.46245}
+
+
+@pytest.mark.parametrize('which', GOLDEN)
+def test_golden_first_loss(which):
+    assert first_loss(which) == pytest.approx(GOLDEN[which], rel=1e-3)
+
+
+def test_every_parameter_is_trained():
+    """DDP waits for the gradient of every parameter: one that has none stops a run with two ranks at its second update."""
+    clip = noise(4, 3, 3, 16, 16)
+    for m, batch in ((Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 16, True)), (clip,)),
+                     (LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), (clip,)),
+                     (Dynamics(DynamicsConfig(64, 16, 8, 3, 1, 1, 16)), (tokens(4, 3, 16, 64), torch.randint(8, (4, 2))))):
+        m.train()(*batch)[0].backward()
+        assert [n for n, p in m.named_parameters() if p.grad is None] == []
+
+
+def test_head_size_is_checked_with_a_message():
+    with pytest.raises(ValueError, match='n_embd=10'):
+        models.Attention(10, 3)

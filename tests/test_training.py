@@ -1,0 +1,317 @@
+"""The three scripts as people run them: trained for a few steps, resumed, on two ranks; and their mistakes answered in words."""
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import checkpoint
+
+STAGES = ('tokenizer', 'latent_actions', 'dynamics')
+CONFIG = '''
+dataset, out_dir = {dataset!r}, {out!r}
+device, dtype, seed = 'cpu', 'float32', 0
+patch_size, levels, action_levels = 4, (4, 4), (2, 2)
+n_layer, n_head, n_embd, seq_len = 1, 1, 16, 3
+max_iters, eval_interval, eval_iters, log_interval, warmup_iters = 6, 3, 2, 1, 2
+total_batch_size, device_batch_size = 8, 4
+maskgit_steps, context_frames = 2, 2
+n_frames = 4
+'''
+
+
+def recording(path, n=160, size=16, compression='lzf'):
+    """A bright square that walks about: only `frames`, as other tools write it."""
+    rng = np.random.default_rng(0)
+    frames = np.full((n, size, size, 3), 60, np.uint8)
+    x = y = 4
+    for t in range(n):
+        x, y = (int(np.clip(v + rng.integers(-2, 3), 0, size - 4)) for v in (x, y))
+        frames[t, y:y + 4, x:x + 4] = (240, 200, 40)
+    frames[:, 0, :, 0] = (np.arange(n) % 200)[:, None]          # no two frames are the same
+    with h5py.File(path, 'w') as f:
+        f.create_dataset('frames', data=frames, compression=compression)
+    return str(path)
+
+
+def run(script, *args, env=(), ranks=0, **more):
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    if ranks:
+        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)}, **more)
+
+
+def train(script, *args, **more):
+    done = run(script, *args, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    """A config, and its three stages trained for six updates."""
+    folder = tmp_path_factory.mktemp('world')
+    config = folder / 'small.py'
+    config.write_text(CONFIG.format(dataset=recording(folder / 'a.h5'), out=str(folder / 'out')))
+    said = {stage: train(f'{stage}.py', config).stdout for stage in STAGES}
+    return config, folder / 'out', said
+
+
+def log(out, stage):
+    with open(out / stage / 'log.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def same(a, b, where=''):
+    """Are two checkpoints bit-identical in weights and optimizer?"""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k], f'{where}.{k}') for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y, where) for x, y in zip(a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+# -----------------------------------------------------------------------------
+# the contract of the three scripts
+
+
+def sections(stage):
+    """title -> text of each section of a script."""
+    text = (ROOT / f'{stage}.py').read_text()
+    parts = re.split(r'^# -{77}\n# ([a-z, A-Z-]+?)(?::.*)?\n', text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+TITLES = ['config', 'distributed setup', 'data', 'model', 'picture', 'resume, optimizer, compile, DDP', 'evaluation',
+          'learning-rate schedule', 'training loop']
+
+
+def test_the_scripts_have_the_same_sections_in_the_same_order():
+    for stage in STAGES:
+        assert list(sections(stage)) == TITLES, f'{stage}.py'
+
+
+@pytest.mark.parametrize('title', ['distributed setup', *TITLES[5:]])
+def test_shared_sections_are_the_same_text(title):
+    texts = {stage: sections(stage)[title] for stage in STAGES}
+    odd = [s for s in STAGES if list(texts.values()).count(texts[s]) == 1]
+    assert len(set(texts.values())) == 1, f'section "{title}" of {" and ".join(odd)} has drifted from the others'
+
+
+def test_shared_keys_come_with_the_same_names_in_the_same_order():
+    keys = {s: re.findall(r'^(\w+) = ', sections(s)['config'].split('# training\n')[1], re.M) for s in STAGES}
+    assert len({tuple(k[:-1]) for k in keys.values()}) == 1
+
+
+def test_no_script_has_a_main_or_bypasses_ddp():
+    for stage in STAGES:
+        text = (ROOT / f'{stage}.py').read_text()
+        assert 'def main' not in text and '.module(' not in text and 'model(*batch)' in text
+
+
+# -----------------------------------------------------------------------------
+# trained
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_run_leaves_what_the_contract_says(world, stage):
+    _, out, said = world
+    folder = out / stage
+    assert sorted(p.name for p in folder.glob('*.pt')) == ['best.pt', 'ckpt_00000003.pt', 'ckpt_00000006.pt']
+    assert (folder / 'samples' / '00000006.png').stat().st_size > 500
+    rows = log(out, stage)
+    assert [int(r['iter']) for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert list(rows[0])[:5] == ['iter', 'runtime', 'loss', 'lr', 'grad_norm']
+    assert [bool(r['val_loss']) for r in rows] == [False, False, True] * 2
+    if stage != 'tokenizer':
+        assert {'action_entropy', 'unique_actions', 'codebook_usage'} <= set(rows[0])
+    status = json.loads((folder / 'status.json').read_text())
+    assert status['state'] == 'done' and status['iter'] == 6
+    ckpt = checkpoint.load(folder / 'ckpt_00000006.pt', stage)
+    assert ckpt['data_id'] and ckpt['config']['max_iters'] == 6
+    assert 'ETA' in said[stage] and ('(chance 2.773)' in said[stage]) == (stage == 'dynamics')
+
+
+def test_lr_is_warmup_then_cosine(world):
+    lrs = [float(r['lr']) for r in log(world[1], 'tokenizer')]
+    assert lrs[0] == pytest.approx(lrs[1] / 2) and lrs[1] == max(lrs) and lrs[2:] == sorted(lrs[2:], reverse=True)
+    assert lrs[-1] == pytest.approx(0.05 * lrs[1])
+
+
+def test_the_dynamics_knows_its_parents(world):
+    ckpt = checkpoint.best(world[1] / 'dynamics', 'dynamics')
+    for stage in STAGES[:2]:
+        assert ckpt['parents'][stage] == checkpoint.weights_id(checkpoint.weights(checkpoint.best(world[1] / stage, stage)))
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_resumed_equals_unbroken(world, stage, tmp_path):
+    """From the checkpoint of update 3 to 6: weights and optimizer are those of the run that was never stopped."""
+    config, out, _ = world
+    shutil.copytree(out, tmp_path / 'out')
+    os.remove(tmp_path / 'out' / stage / 'ckpt_00000006.pt')
+    train(f'{stage}.py', config, f'--out_dir={tmp_path / "out"}', '--init_from=resume')
+    a, b = (checkpoint.load(o / stage / 'ckpt_00000006.pt') for o in (out, tmp_path / 'out'))
+    assert same(a['model'], b['model']) and same(a['optimizer'], b['optimizer'])
+    assert [r['loss'] for r in log(out, stage)] == [r['loss'] for r in log(tmp_path / 'out', stage)]
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_two_gloo_ranks_train_what_one_does(world, stage, tmp_path):
+    """The batch is that of one process with twice the micro-batches, so the losses are too; one process writes."""
+    config, out, _ = world
+    shutil.copytree(out, tmp_path / 'out')
+    shutil.rmtree(tmp_path / 'out' / stage)
+    done = train(f'{stage}.py', config, f'--out_dir={tmp_path / "out"}', ranks=2)
+    one, two = ([float(r['loss']) for r in log(o, stage)] for o in (out, tmp_path / 'out'))
+    # stage 2 normalises over the batch of all ranks: over 8 clips with two ranks, over 4 at a time alone
+    assert one == pytest.approx(two, rel=0.5 if stage == 'latent_actions' else 1e-3)
+    assert done.stdout.count('parameters on 2 x cpu') == 1
+    assert sorted(p.name for p in (tmp_path / 'out' / stage).glob('*.pt')) == ['best.pt', 'ckpt_00000003.pt', 'ckpt_00000006.pt']
+
+
+def test_drifted_ranks_are_noticed(world, tmp_path):
+    """A rank whose weights were changed behind DDP's back stops the run at the next evaluation."""
+    script = tmp_path / 'drift.py'
+    text = (ROOT / 'tokenizer.py').read_text().replace("stage = 'tokenizer'\n", "stage = 'tokenizer'\nsys_drift = True\n")
+    text = text.replace('while it < max_iters:\n', 'raw_model.to_patch.bias.data += rank\nwhile it < max_iters:\n')
+    script.write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r})\n' + text)
+    done = run(script, world[0], f'--out_dir={tmp_path / "out"}', ranks=2)
+    assert done.returncode != 0 and 'ranks [1] hold other weights than rank 0 at iter 3' in done.stderr
+    assert not list((tmp_path / 'out').rglob('*.pt'))
+
+
+def test_sigterm_saves_and_exits_143(world, tmp_path):
+    command = [sys.executable, str(ROOT / 'tokenizer.py'), str(world[0]), f'--out_dir={tmp_path}', '--max_iters=100000', '--eval_interval=100000']
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    for line in p.stdout:
+        if line.startswith('iter 2/'):
+            p.send_signal(signal.SIGTERM)
+            break
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 143 and 'saved at iter' in err
+    status = json.loads((tmp_path / 'tokenizer' / 'status.json').read_text())
+    assert status['state'] == 'interrupted'
+    assert checkpoint.latest(tmp_path / 'tokenizer', 'tokenizer')['iter'] == status['iter']
+
+
+def test_scratch_moves_an_earlier_run_aside(world, tmp_path):
+    config, out, _ = world
+    shutil.copytree(out / 'tokenizer', tmp_path / 'tokenizer')
+    before = (tmp_path / 'tokenizer' / 'ckpt_00000006.pt').read_bytes()
+    said = train('tokenizer.py', config, f'--out_dir={tmp_path}', '--max_iters=1').stdout
+    assert 'moved the earlier run to' in said
+    assert (tmp_path / 'tokenizer.1' / 'ckpt_00000006.pt').read_bytes() == before
+    assert not (tmp_path / 'tokenizer' / 'ckpt_00000006.pt').exists()
+
+
+@pytest.mark.parametrize('stage, more', [
+    ('tokenizer', ['--dtype=bfloat16', '--ema_decay=0.9', '--grad_clip=0.0', '--temporal=True']),
+    ('latent_actions', ['--dtype=bfloat16', '--optimizer=adamw', '--action_levels=(3,)']),
+    ('dynamics', ['--dtype=bfloat16', '--ema_decay=0.5', '--action_source=none']),
+])
+def test_other_settings_train_too(world, stage, more, tmp_path):
+    config, out, _ = world
+    shutil.copytree(out, tmp_path / 'out')
+    train(f'{stage}.py', config, f'--out_dir={tmp_path / "out"}', '--max_iters=3', *more)
+    assert np.isfinite([float(r['loss']) for r in log(tmp_path / 'out', stage)]).all()
+    ckpt = checkpoint.load(tmp_path / 'out' / stage / 'ckpt_00000003.pt')
+    assert (ckpt['ema'] is not None) == any('ema' in m for m in more)
+
+
+def test_ema_lags_behind_the_weights_and_is_what_others_load(world, tmp_path):
+    train('tokenizer.py', world[0], f'--out_dir={tmp_path}', '--ema_decay=0.9', '--max_iters=3')
+    ckpt = checkpoint.best(tmp_path / 'tokenizer', 'tokenizer')
+    name = 'to_patch.bias'
+    assert not torch.equal(ckpt['ema'][name], ckpt['model'][name])
+    assert checkpoint.weights(ckpt) is ckpt['ema']
+
+
+# -----------------------------------------------------------------------------
+# sampled and evaluated
+
+
+@pytest.mark.parametrize('actions', ['inferred', 'random', '3', '0,1,2'])
+def test_sample_writes_its_pictures(world, actions):
+    config, out, _ = world
+    said = train('sample.py', config, f'--actions={actions}', '--n_samples=2').stdout
+    assert f'2 rollouts of {3 if actions == "0,1,2" else 4} frames' in said and 'frames/s' in said
+    assert {'strip.png', 'rollout.gif', 'rollout.mp4'} <= {p.name for p in (out / 'samples').iterdir()}
+
+
+def test_eval_writes_its_card(world):
+    config, out, _ = world
+    said = train('eval.py', config, '--n_windows=8').stdout
+    report = json.loads((out / 'eval.json').read_text())
+    assert set(report['world']['psnr']) == set(report['floor']['psnr']) == set(report['delta_psnr']) == {'1', '2', '4'}
+    assert report['tokenizer']['psnr'] > 5 and len(report['ci']['world.psnr.1']) == 2
+    assert (out / 'eval.md').read_text().strip() in said
+
+
+# -----------------------------------------------------------------------------
+# mistakes: one clear line, the right code, nothing written
+
+
+def refused(done, code, *words):
+    assert done.returncode == code, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr and 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def broken(tmp_path, what):
+    path = tmp_path / f'{what}.h5'
+    frames = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
+    if what == 'text':
+        path.write_text('not a recording\n')
+    elif what != 'missing':
+        with h5py.File(path, 'w') as f:
+            f['frames'] = {'dtype': frames / 255, 'shape': frames.transpose(0, 3, 1, 2), 'few': frames[:5], 'size': frames[:, :14]}[what]
+    return path
+
+
+@pytest.mark.parametrize('what, words', [('missing', ['no such file']), ('text', ['a text file']), ('dtype', ['float64', 'uint8']),
+                                         ('shape', ['(60, 3, 16, 16)', 'transpose']), ('few', ['5 frames']),
+                                         ('size', ['14', 'patch_size=4'])])
+def test_bad_data_is_refused(world, tmp_path, what, words):
+    path = broken(tmp_path, what)
+    refused(run('tokenizer.py', world[0], f'--dataset={path}', f'--out_dir={tmp_path / "out"}'), 3, path.name, 'expected', *words)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('arg, words', [('--learing_rate=1e-3', ['learning_rate']), ('--max_iters=ten', ['int', 'ten']),
+                                        ('--maskgit_steps=4', ['dynamics.py', 'not of tokenizer.py']),
+                                        ('--device=cuda', ['cuda']), ('--total_batch_size=6', ['6', '4'])])
+def test_bad_config_is_refused(world, tmp_path, arg, words):
+    if arg == '--device=cuda' and torch.cuda.is_available():
+        arg, words = '--device=tpu', ['tpu']
+    refused(run('tokenizer.py', world[0], arg, f'--out_dir={tmp_path / "out"}'), 2, *words)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_and_mismatched_checkpoints_are_refused(world, tmp_path):
+    config, out, _ = world
+    refused(run('dynamics.py', config, f'--out_dir={tmp_path / "none"}'), 4, 'tokenizer', 'python tokenizer.py')
+    refused(run('tokenizer.py', config, f'--out_dir={tmp_path / "none"}', '--init_from=resume'), 4, '--init_from=scratch')
+    refused(run('tokenizer.py', config, '--n_embd=32', '--init_from=resume'), 4, '16', '32', 'n_embd')
+    assert not (tmp_path / 'none').exists()
+    shutil.copytree(out, tmp_path / 'out')
+    train('tokenizer.py', config, f'--out_dir={tmp_path / "out"}', '--max_iters=2', '--seed=5')
+    refused(run('sample.py', config, f'--out_dir={tmp_path / "out"}'), 4, 'tokenizer')
+    refused(run('sample.py', config, '--actions=9'), 2, '9', '0 to 3')
+
+
+def test_labels_that_are_not_there_are_refused(world):
+    refused(run('dynamics.py', world[0], '--action_source=labels'), 3, 'action_source=labels', 'actions')
