@@ -47,21 +47,21 @@ maskgit_steps = 8
 temperature = 1.0                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 600               # updates
-total_batch_size = 32         # clips an update, over all ranks and micro-batches
-device_batch_size = 32        # clips a micro-batch
+max_iters = 1400              # updates
+total_batch_size = 8          # clips an update, over all ranks and micro-batches
+device_batch_size = 8         # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 1e-3          # peak
+learning_rate = 3e-3          # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
-warmup_iters = 20             
+warmup_iters = 50
 weight_decay = 0.0
 grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 300           # updates between evaluations, each with a picture and a checkpoint
-eval_iters = 8                # held-out batches
-log_interval = 10
+eval_interval = 350           # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 32               # held-out batches
+log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
 wandb_project = 'nanoworlds'

@@ -170,7 +170,8 @@ class TokenizerConfig:
     width: int = 64
     patch_size: int = 8
     levels: tuple = (4, 4, 4, 4, 4)
-    n_layer: int = 2                  # of the encoder, and of the decoder
+    n_layer: int = 2                  # of the decoder
+    n_layer_encoder: int = 1          # shallow: a patch's token then says little about the others, and stays when they change
     n_head: int = 4
     n_embd: int = 128
     temporal: bool = False            # look at earlier frames too (Genie's choice); False: a frame is a frame
@@ -178,6 +179,8 @@ class TokenizerConfig:
 
 class Tokenizer(nn.Module):
     """Frames -> tokens -> frames. Trained by reconstruction."""
+
+    changed_weight = 5                # of pixels that differ from the frame before or after, on top of everyone's 1
 
     def __init__(self, config):
         super().__init__()
@@ -188,7 +191,7 @@ class Tokenizer(nn.Module):
         patch, d = 3 * c.patch_size ** 2, len(c.levels)
         self.embed = nn.Linear(patch, c.n_embd)
         self.enc_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
-        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer))
+        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer_encoder))
         self.to_latent = nn.Linear(c.n_embd, d)
         self.from_code = nn.Linear(d, c.n_embd)
         self.dec_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
@@ -220,8 +223,12 @@ class Tokenizer(nn.Module):
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
         codes, tokens = self.fsq(self.latents(clip))
-        loss = F.mse_loss(self.pixels(codes), clip)
-        return loss, {'psnr': psnr(loss.detach()), 'code_usage': usage(tokens, self.vocab_size)[0]}
+        error = (self.pixels(codes) - clip).square().mean(2)                         # (B,T,H,W)
+        # what moves is a few pixels and the point of it all: they weigh more, in both frames that they differ between
+        moved = (clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1
+        changed = F.pad(moved, (0, 0, 0, 0, 1, 0)) | F.pad(moved, (0, 0, 0, 0, 0, 1))
+        loss = (error * (1 + self.changed_weight * changed)).mean()
+        return loss, {'psnr': psnr(error.detach().mean()), 'code_usage': usage(tokens, self.vocab_size)[0]}
 
 
 # -----------------------------------------------------------------------------

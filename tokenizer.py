@@ -37,27 +37,28 @@ frame_stride = 1                  # every how many frames of the recording
 # model
 patch_size = 8                    # pixels; divides height and width
 levels = (4, 4, 4, 4, 4)          # FSQ; the vocabulary is their product
-n_layer = 2                       # of the encoder, and of the decoder
+n_layer = 2                       # of the decoder
+n_layer_encoder = 1               # shallow, so that a patch's token stays when others change
 n_head = 4
 n_embd = 128
 temporal = False                  # look at earlier frames of the clip too
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 600               # updates
-total_batch_size = 32         # clips an update, over all ranks and micro-batches
-device_batch_size = 32        # clips a micro-batch
+max_iters = 3000              # updates
+total_batch_size = 8          # clips an update, over all ranks and micro-batches
+device_batch_size = 8         # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 3e-3          # peak
+learning_rate = 5e-3          # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
-warmup_iters = 20             
+warmup_iters = 50
 weight_decay = 0.0
 grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 300           # updates between evaluations, each with a picture and a checkpoint
+eval_interval = 1000          # updates between evaluations, each with a picture and a checkpoint
 eval_iters = 8                # held-out batches
-log_interval = 10
+log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
 wandb_project = 'nanoworlds'
@@ -137,7 +138,7 @@ def get_batch(split, it, micro_step):
 # model
 
 height, width = recording.frames.shape[1:3]
-model = Tokenizer(TokenizerConfig(height, width, patch_size, levels, n_layer, n_head, n_embd, temporal)).to(device)
+model = Tokenizer(TokenizerConfig(height, width, patch_size, levels, n_layer, n_layer_encoder, n_head, n_embd, temporal)).to(device)
 parents = {}                                                # ids of the weights that this stage builds on
 chance = None                                               # loss of a guess, for stages with a cross-entropy
 

@@ -279,7 +279,7 @@ def first_loss(which):
     torch.manual_seed(0)
     clip = noise(4, 3, 3, 16, 16)
     if which == 'tokenizer':
-        m, batch = Tokenizer(TokenizerConfig(16, 16, 4, (4, 4, 4), 2, 2, 32)), (clip,)
+        m, batch = Tokenizer(TokenizerConfig(16, 16, 4, (4, 4, 4), 2, 2, 2, 32)), (clip,)
     elif which == 'latent_actions':
         m, batch = LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2, 2), 2, 2, 32)), (clip,)
     else:
@@ -300,7 +300,7 @@ def test_golden_first_loss(which):
 def test_every_parameter_is_trained():
     """DDP waits for the gradient of every parameter: one that has none stops a run with two ranks at its second update."""
     clip = noise(4, 3, 3, 16, 16)
-    for m, batch in ((Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 16, True)), (clip,)),
+    for m, batch in ((Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16, True)), (clip,)),
                      (LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), (clip,)),
                      (Dynamics(DynamicsConfig(64, 16, 8, 3, 1, 1, 16)), (tokens(4, 3, 16, 64), torch.randint(8, (4, 2))))):
         m.train()(*batch)[0].backward()
