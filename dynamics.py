@@ -47,11 +47,11 @@ maskgit_steps = 8
 temperature = 1.0                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 1400              # updates
-total_batch_size = 8          # clips an update, over all ranks and micro-batches
-device_batch_size = 8         # clips a micro-batch
+max_iters = 1400                  # updates
+total_batch_size = 8              # clips an update, over all ranks and micro-batches
+device_batch_size = 8             # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 3e-3          # peak
+learning_rate = 3e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
 warmup_iters = 50
 weight_decay = 0.0
@@ -59,8 +59,8 @@ grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 350           # updates between evaluations, each with a picture and a checkpoint
-eval_iters = 32               # held-out batches
+eval_interval = 350               # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 32                   # held-out batches
 log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
@@ -96,9 +96,10 @@ if device_type == 'cpu':
     if ddp:
         torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
 if device_type == 'cuda':
-    device = f'cuda:{local_rank}' if ddp else device
-    torch.cuda.set_device(device)
     torch.set_float32_matmul_precision('high')              # TF32
+    if ddp:
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
 if ddp:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
@@ -128,10 +129,11 @@ finally:
     if ddp and master_process:
         dist.barrier()
 try:
-    tokenizer, tokenizer_id = load_stage(out_dir, 'tokenizer', device)
-    parents = {'tokenizer': tokenizer_id}                   # ids of the weights that this stage builds on
+    tokenizer, about = load_stage(out_dir, 'tokenizer', device)
+    parents = {'tokenizer': about['id']}                    # ids of the weights that this stage builds on
     if action_source == 'latent':
-        labeller, parents['latent_actions'] = load_stage(out_dir, 'latent_actions', device)
+        labeller, about = load_stage(out_dir, 'latent_actions', device)
+        parents['latent_actions'] = about['id']
 except checkpoint.CheckpointError as e:
     configurator.stop(4, e)
 if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.width):
@@ -140,7 +142,7 @@ if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.wid
 if action_source == 'labels' and (recording.actions is None or recording.actions.ndim != 1 or frame_stride != 1):
     configurator.stop(3, f'{dataset}: action_source=labels needs whole-number "actions" in the file, and frame_stride=1\n'
                          'use --action_source=latent')
-n_actions = {'latent': lambda: labeller.n_actions, 'labels': lambda: int(recording.actions.max()) + 1, 'none': lambda: 1}[action_source]()
+n_actions = labeller.n_actions if action_source == 'latent' else int(recording.actions.max()) + 1 if action_source == 'labels' else 1
 frames, dataset_id = data.to_device(recording, device), recording.data_id
 
 @torch.no_grad()

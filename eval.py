@@ -43,10 +43,10 @@ batch = 16                        # windows at a time
 # the world and the held-out windows
 
 try:
-    tokenizer, labeller, dynamics, info = load_world(out_dir, device)
+    tokenizer, labeller, dynamics, about = load_world(out_dir, device)
 except checkpoint.CheckpointError as e:
     configurator.stop(4, e)
-frame_stride, action_source = info['config']['frame_stride'], info['config']['action_source']
+frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
 n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
 length = context + n_frames
 try:
@@ -171,7 +171,7 @@ if action_source == 'latent' and recording.actions is not None and recording.act
 # the card
 
 report['meta'] = dict(n_windows=len(starts), seed=seed, data_id=recording.data_id, dataset=dataset, context_frames=context,
-                      temperature=temperature, dynamics_iter=info['iter'], parents=info['parents'], action_source=action_source)
+                      temperature=temperature, dynamics_iter=about['iter'], parents=about['parents'], action_source=action_source)
 report['ci'] = ci
 f = lambda key, x: f'{x:.2f} [{ci[key][0]:.2f}, {ci[key][1]:.2f}]'
 card = [f'# {out_dir} on {dataset}', '',

@@ -43,11 +43,11 @@ n_head = 4
 n_embd = 128
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 400               # updates
-total_batch_size = 32         # clips an update, over all ranks and micro-batches
-device_batch_size = 32        # clips a micro-batch
+max_iters = 400                   # updates
+total_batch_size = 32             # clips an update, over all ranks and micro-batches
+device_batch_size = 32            # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 1e-3          # peak
+learning_rate = 1e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
 warmup_iters = 20             
 weight_decay = 0.0
@@ -55,8 +55,8 @@ grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 200           # updates between evaluations, each with a picture and a checkpoint
-eval_iters = 8                # held-out batches
+eval_interval = 200               # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 8                    # held-out batches
 log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
@@ -92,9 +92,10 @@ if device_type == 'cpu':
     if ddp:
         torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
 if device_type == 'cuda':
-    device = f'cuda:{local_rank}' if ddp else device
-    torch.cuda.set_device(device)
     torch.set_float32_matmul_precision('high')              # TF32
+    if ddp:
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
 if ddp:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')

@@ -474,24 +474,22 @@ STAGES = {'tokenizer': (Tokenizer, TokenizerConfig), 'latent_actions': (LatentAc
 
 
 def load_stage(out_dir, stage, device):
-    """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode; and the id of its weights.
-    Raises checkpoint.CheckpointError."""
+    """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode; and what else the checkpoint says
+    (iter, config, parents ...) with the `id` of the weights. Raises checkpoint.CheckpointError."""
     ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
+    weights = checkpoint.weights(ckpt)
     Model, Config = STAGES[stage]
     model = Model(Config(**ckpt['model_args']))
-    model.load_state_dict(checkpoint.weights(ckpt))
-    return model.to(device).eval().requires_grad_(False), checkpoint.weights_id(checkpoint.weights(ckpt))
+    model.load_state_dict(weights)
+    about = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
+    return model.to(device).eval().requires_grad_(False), {**about, 'id': checkpoint.weights_id(weights)}
 
 
 def load_world(out_dir, device):
-    """The three stages that belong together: tokenizer, labeller (None if stage 3 was trained without stage 2), dynamics,
-    and the dynamics' checkpoint without its weights. Raises checkpoint.CheckpointError, also when an earlier stage was
-    trained again since: its tokens or actions would mean something else now."""
-    dynamics, _ = load_stage(out_dir, 'dynamics', device)
-    ckpt = checkpoint.best(os.path.join(out_dir, 'dynamics'), 'dynamics')
-    parents, found = {}, {}
-    for stage in ckpt['parents']:
-        parents[stage], found[stage] = load_stage(out_dir, stage, device)
-    checkpoint.expect(ckpt, parents=found)
-    info = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
-    return parents['tokenizer'], parents.get('latent_actions'), dynamics, info
+    """The stages that belong together: tokenizer, labeller (None if stage 3 did without stage 2), dynamics, and what the
+    dynamics' checkpoint says. Raises checkpoint.CheckpointError, also when an earlier stage was trained again since: its
+    tokens or actions would mean something else now."""
+    dynamics, about = load_stage(out_dir, 'dynamics', device)
+    parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
+    checkpoint.expect(about, parents={stage: parent['id'] for stage, (_, parent) in parents.items()})
+    return parents['tokenizer'][0], parents['latent_actions'][0] if 'latent_actions' in parents else None, dynamics, about

@@ -43,10 +43,10 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 # the world, and where to start in it
 
 try:
-    tokenizer, labeller, dynamics, info = load_world(out_dir, device)
+    tokenizer, labeller, dynamics, about = load_world(out_dir, device)
 except checkpoint.CheckpointError as e:
     configurator.stop(4, e)
-n_actions, frame_stride = dynamics.config.n_actions, info['config']['frame_stride']
+n_actions, frame_stride = dynamics.config.n_actions, about['config']['frame_stride']
 listed = None
 if actions not in ('inferred', 'random'):
     listed = [int(a) if a.strip().isdecimal() else n_actions for a in actions.split(',')]
@@ -70,9 +70,9 @@ truth = data.clips(recording.frames, picks, context_frames + n_frames, frame_str
 generator = torch.Generator(device).manual_seed(seed)
 with torch.no_grad(), ctx:
     tokens = tokenizer.encode(truth[:, :context_frames])
-    if info['config']['action_source'] == 'latent':
+    if about['config']['action_source'] == 'latent':
         taken = labeller.encode(truth)
-    elif info['config']['action_source'] == 'labels':
+    elif about['config']['action_source'] == 'labels':
         taken = torch.from_numpy(recording.actions[picks[:, None] + np.arange(context_frames + n_frames - 1)]).to(device)
     else:
         taken = torch.zeros(n_samples, context_frames + n_frames - 1, dtype=torch.int64, device=device)

@@ -185,8 +185,7 @@ def test_two_gloo_ranks_train_what_one_does(world, stage, tmp_path):
 def test_drifted_ranks_are_noticed(world, tmp_path):
     """A rank whose weights were changed behind DDP's back stops the run at the next evaluation."""
     script = tmp_path / 'drift.py'
-    text = (ROOT / 'tokenizer.py').read_text().replace("stage = 'tokenizer'\n", "stage = 'tokenizer'\nsys_drift = True\n")
-    text = text.replace('while it < max_iters:\n', 'raw_model.to_patch.bias.data += rank\nwhile it < max_iters:\n')
+    text = (ROOT / 'tokenizer.py').read_text().replace('while it < max_iters', 'raw_model.to_patch.bias.data += rank\nwhile it < max_iters', 1)
     script.write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r})\n' + text)
     done = run(script, world[0], f'--out_dir={tmp_path / "out"}', ranks=2)
     assert done.returncode != 0 and 'ranks [1] hold other weights than rank 0 at iter 3' in done.stderr
