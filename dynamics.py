@@ -35,7 +35,7 @@ from model import Dynamics, DynamicsConfig, load_stage
 # data
 dataset = 'data/tiny.h5'          # made by data.py
 action_source = 'latent'          # 'latent' (stage 2), 'labels' (the dataset's own) or 'none'
-seq_len = 4                       # frames in a clip: seq_len - 1 of context at most, and the next one
+seq_len = 3                       # frames in a clip: seq_len - 1 of context at most, and the next one
 frame_stride = 1                  # every how many frames of the recording
 # model
 n_layer = 4
@@ -47,11 +47,11 @@ maskgit_steps = 8
 temperature = 1.0                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 1400                  # updates
-total_batch_size = 8              # clips an update, over all ranks and micro-batches
-device_batch_size = 8             # clips a micro-batch
+max_iters = 3600                  # updates
+total_batch_size = 4              # clips an update, over all ranks and micro-batches
+device_batch_size = 4             # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 3e-3              # peak
+learning_rate = 5e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
 warmup_iters = 50
 weight_decay = 0.0
@@ -59,8 +59,8 @@ grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 350               # updates between evaluations, each with a picture and a checkpoint
-eval_iters = 32                   # held-out batches
+eval_interval = 900               # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 64                   # held-out batches
 log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
@@ -185,7 +185,9 @@ def get_batch(split, it, micro_step):
 # -----------------------------------------------------------------------------
 # model
 
-model = Dynamics(DynamicsConfig(tokenizer.vocab_size, tokenizer.n_tokens, n_actions, seq_len, n_layer, n_head, n_embd, corrupt)).to(device)
+grid_width = tokenizer.config.width // tokenizer.config.patch_size
+model = Dynamics(DynamicsConfig(tokenizer.vocab_size, tokenizer.n_tokens, grid_width, n_actions, seq_len,
+                                n_layer, n_head, n_embd, corrupt)).to(device)
 chance = math.log(tokenizer.vocab_size)                     # nats: the loss of a guess
 
 # -----------------------------------------------------------------------------

@@ -43,14 +43,18 @@ def norm(x):
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotary(x, time):
-    """Rotary position embedding (Su et al. 2021). x (...,T,hs), time (T,) -> (...,T,hs)."""
-    half = x.size(-1) // 2
-    freq = 100.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)    # base 100: clips are short
-    angle = time.to(torch.float32)[:, None] * freq
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+def rotary(x, places):
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864). x (...,L,hs); places: one or more coordinates, each
+    (L,). Every coordinate turns its own share of the head, so attention sees how far apart two things are along each."""
+    parts = []
+    for part, place in zip(x.chunk(len(places), -1), places):
+        half = part.size(-1) // 2
+        freq = 100.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)    # base 100: clips are short
+        angle = place.to(torch.float32)[:, None] * freq
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = part[..., :half], part[..., half:]
+        parts += [a * cos - b * sin, a * sin + b * cos]
+    return torch.cat(parts, -1)
 
 
 class Attention(nn.Module):
@@ -58,20 +62,18 @@ class Attention(nn.Module):
 
     def __init__(self, n_embd, n_head):
         super().__init__()
-        if n_embd % (2 * n_head):
-            raise ValueError(f'n_embd={n_embd} must be a multiple of 2*n_head={2 * n_head}: heads of even size')
+        if n_embd % (4 * n_head):
+            raise ValueError(f'n_embd={n_embd} must be a multiple of 4*n_head={4 * n_head}: rotary turns pairs in two directions')
         self.n_head = n_head
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x, time=None, allowed=None, past=None, keep=None):
-        """x (S,L,D). time (L,): positions for rotary. allowed (L,L) bool: True where a row may look at a column.
+    def forward(self, x, places, allowed=None, past=None, keep=None):
+        """x (S,L,D). places: for rotary. allowed (L,L) bool: True where a row may look at a column.
         past: (keys, values) that every row may look at too. keep: a list that gets this call's keys and values."""
         S, L, D = x.shape
         q, k, v = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)    # (S,nh,L,hs)
-        q, k = norm(q), norm(k)
-        if time is not None:
-            q, k = rotary(q, time), rotary(k, time)
+        q, k = rotary(norm(q), places), rotary(norm(k), places)
         if keep is not None:
             keep.append((k, v))
         if past is not None:
@@ -83,8 +85,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Space attention (within a frame), time attention (one patch through the frames, if temporal), MLP; pre-norm."""
 
-    def __init__(self, n_embd, n_head, temporal):
+    def __init__(self, n_embd, n_head, temporal, grid_width):
         super().__init__()
+        self.grid_width = grid_width                                                 # patches in a row of the frame
         self.space = Attention(n_embd, n_head)
         self.time = Attention(n_embd, n_head) if temporal else None
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
@@ -92,13 +95,15 @@ class Block(nn.Module):
     def forward(self, x, time=None, allowed=None, past=None, keep=None):
         """x (B,T,N,D). The others are for time attention, see Attention; without them it is causal over T."""
         B, T, N, D = x.shape
-        x = x + self.space(norm(x).view(B * T, N, D)).view(B, T, N, D)
+        n = torch.arange(N, device=x.device)
+        # by row and column, so that "the patch to the left" is learned once and not for every place
+        x = x + self.space(norm(x).view(B * T, N, D), (n // self.grid_width, n % self.grid_width)).view(B, T, N, D)
         if self.time is not None:
             if time is None:
                 time = torch.arange(T, device=x.device)
                 allowed = time[:, None] >= time
             y = norm(x).transpose(1, 2).reshape(B * N, T, D)
-            x = x + self.time(y, time, allowed, past, keep).view(B, N, T, D).transpose(1, 2)
+            x = x + self.time(y, (time,), allowed, past, keep).view(B, N, T, D).transpose(1, 2)
         return x + self.mlp(norm(x))
 
 
@@ -191,11 +196,11 @@ class Tokenizer(nn.Module):
         patch, d = 3 * c.patch_size ** 2, len(c.levels)
         self.embed = nn.Linear(patch, c.n_embd)
         self.enc_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
-        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer_encoder))
+        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size) for _ in range(c.n_layer_encoder))
         self.to_latent = nn.Linear(c.n_embd, d)
         self.from_code = nn.Linear(d, c.n_embd)
         self.dec_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
-        self.dec_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal) for _ in range(c.n_layer))
+        self.dec_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size) for _ in range(c.n_layer))
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
@@ -275,7 +280,7 @@ class LatentActionModel(nn.Module):
         self.embed = nn.Linear(patch, c.n_embd)
         self.pos = nn.Parameter(0.02 * torch.randn(n_tokens, c.n_embd))
         self.from_code = nn.Linear(d, c.n_embd)
-        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False) for _ in range(c.n_layer))
+        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False, c.width // c.patch_size) for _ in range(c.n_layer))
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
@@ -359,6 +364,7 @@ class LatentActionModel(nn.Module):
 class DynamicsConfig:
     vocab_size: int = 1024
     n_tokens: int = 64                # N, per frame
+    grid_width: int = 8               # tokens in a row of the frame
     n_actions: int = 8
     seq_len: int = 4                  # frames it sees at once: the context and the new one
     n_layer: int = 4
@@ -384,7 +390,7 @@ class Dynamics(nn.Module):
         self.tokens = nn.Embedding(c.vocab_size + 1, c.n_embd)                       # the last one is the mask
         self.actions = nn.Embedding(c.n_actions + 1, c.n_embd)                       # the last one: not known
         self.pos = nn.Parameter(0.02 * torch.randn(c.n_tokens, c.n_embd))
-        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, True) for _ in range(c.n_layer))
+        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, True, c.grid_width) for _ in range(c.n_layer))
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
 

@@ -26,7 +26,7 @@ from model import load_world
 dataset = 'data/tiny.h5'          # its held-out part
 out_dir = 'out/tiny'
 actions = 'inferred'              # 'inferred', 'random', one action or several: '3' or '3,3,1'
-context_frames = 3                # true frames to start from
+context_frames = 2                # true frames to start from
 n_frames = 32                     # frames to imagine
 n_samples = 4                     # rollouts, side by side
 maskgit_steps = 8
