@@ -96,7 +96,7 @@ def open_h5(path):
         if eof:
             refuse(path, f'a truncated file: {eof[1]} bytes', f'{eof[2]} bytes', 'copy or make it again')
         refuse(path, f'a file that cannot be opened ({one_line(e)})', expected, 'copy or make it again')
-    kind = MAGIC.get(head[4:8]) or MAGIC.get(head[:4]) or ('binary data' if b'\0' in head else 'text')
+    kind = MAGIC.get(head[4:8]) or MAGIC.get(head[:4]) or ('binary data' if b'\0' in head else 'a text file')
     refuse(path, kind, expected,
            f'import it: python data.py video {path} data/NAME.h5' if 'video' in kind else 'name the .h5 file')
 

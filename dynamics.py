@@ -44,10 +44,10 @@ n_embd = 128
 corrupt = 0.1                     # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
-temperature = 1.0                 # 0 = the most likely token
+temperature = 0.5                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 3600                  # updates
+max_iters = 3300                  # updates
 total_batch_size = 4              # clips an update, over all ranks and micro-batches
 device_batch_size = 4             # clips a micro-batch
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
@@ -59,7 +59,7 @@ grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 900               # updates between evaluations, each with a picture and a checkpoint
+eval_interval = 1100              # updates between evaluations, each with a picture and a checkpoint
 eval_iters = 64                   # held-out batches
 log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
@@ -249,7 +249,7 @@ raw_model, eval_model = model, ema.module if ema else model
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
 if ddp:
-    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, broadcast_buffers=False)
+    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
 # evaluation
@@ -397,6 +397,9 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
         except (checkpoint.DiskError, data.DiskError) as e:
             failed_saves += 1
             print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
+        except checkpoint.CheckpointError as e:             # weights that are not finite, for one: never written
+            checkpoint.write_status(run_dir, state='nonfinite', iter=it, reason=str(e))
+            configurator.stop(6, f'{e}\nnothing was replaced; lower learning_rate, --init_from=resume')
     t_log = time.time()
 
 minutes = (time.time() - t_start) / 60

@@ -26,10 +26,10 @@ from model import load_world
 
 dataset = 'data/tiny.h5'          # its held-out part
 out_dir = 'out/tiny'
-n_windows = 64                    # held-out windows for the rollouts, evenly spread
+n_windows = 128                   # held-out windows for the rollouts, evenly spread
 n_frames = 16                     # frames imagined in each
 maskgit_steps = 8
-temperature = 1.0                 # 0 = the most likely token
+temperature = 0.5                 # 0 = the most likely token
 seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'

@@ -116,8 +116,6 @@ def all_mean(x):
 
 if ddp and not master_process:
     dist.barrier()                                          # the master decodes the file, once
-if ddp and not master_process:
-    dist.barrier()                                          # the master decodes the file, once
 try:
     recording = data.load(dataset, patch_size, master_process)
     starts = {split: data.windows(recording, split, seq_len, frame_stride) for split in ('train', 'val')}
@@ -198,7 +196,7 @@ raw_model, eval_model = model, ema.module if ema else model
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
 if ddp:
-    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, broadcast_buffers=False)
+    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
 # evaluation
@@ -346,6 +344,9 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
         except (checkpoint.DiskError, data.DiskError) as e:
             failed_saves += 1
             print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
+        except checkpoint.CheckpointError as e:             # weights that are not finite, for one: never written
+            checkpoint.write_status(run_dir, state='nonfinite', iter=it, reason=str(e))
+            configurator.stop(6, f'{e}\nnothing was replaced; lower learning_rate, --init_from=resume')
     t_log = time.time()
 
 minutes = (time.time() - t_start) / 60

@@ -30,7 +30,7 @@ context_frames = 2                # true frames to start from
 n_frames = 32                     # frames to imagine
 n_samples = 4                     # rollouts, side by side
 maskgit_steps = 8
-temperature = 1.0                 # 0 = the most likely token
+temperature = 0.5                 # 0 = the most likely token
 seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'

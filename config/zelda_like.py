@@ -16,8 +16,8 @@ out_dir = 'out/zelda_like'
 patch_size = 8
 levels = (4, 4, 4, 4, 4)          # vocabulary of 1024
 action_levels = (2, 2, 2)         # 8 actions
-n_embd = 128
+n_head, n_embd = 4, 128
 
-tokenizer = dict(max_iters=900, total_batch_size=32, device_batch_size=32)
-latent_actions = dict(max_iters=400)
-dynamics = dict(max_iters=600, total_batch_size=16, device_batch_size=16)
+tokenizer = dict(max_iters=3000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
+latent_actions = dict(max_iters=400, learning_rate=1e-3, total_batch_size=32, device_batch_size=32)
+dynamics = dict(max_iters=3300, learning_rate=5e-3, total_batch_size=4, device_batch_size=4)

@@ -75,13 +75,18 @@ def test_walking_is_half_a_tile_and_trees_stop_it(action):
         assert g.moved[0] == (free or action != UP)
 
 
+def right_of(screen):
+    row, col = divmod(screen, game.MAP)
+    return row * game.MAP + (col + 1) % game.MAP
+
+
 def test_leaving_a_screen_enters_the_next():
     g = game.Game()
-    s, y, _ = next(p for p in np.argwhere(g.free) if p[2] == game.GRID - 2 and g.free[(p[0] // 3) * 3 + (p[0] % 3 + 1) % 3, p[1], 0])
+    s, y, _ = next(p for p in np.argwhere(g.free) if p[2] == game.GRID - 2 and g.free[right_of(p[0]), p[1], 0])
     g = place(screen=s, hero=((game.GRID - 2) * game.STEP, y * game.STEP))
     g.step(RIGHT)
     after = g.state()
-    assert after['screen'][0] == (s // 3) * 3 + (s % 3 + 1) % 3 and after['hero'][0].tolist() == [0, y * game.STEP]
+    assert after['screen'][0] == right_of(s) and after['hero'][0].tolist() == [0, y * game.STEP]
 
 
 def test_every_screen_can_be_reached():
@@ -89,7 +94,7 @@ def test_every_screen_can_be_reached():
         g = game.Game(layout=layout)
         seen, todo = set(), [tuple(np.argwhere(g.free)[0])]
         starts = {tuple(p) for p in np.argwhere(g.free)}
-        todo = [max(starts, key=lambda p: p[0] == 4)]
+        todo = [max(starts, key=lambda p: p[0] == 3)]
         while todo:
             p = todo.pop()
             if p in seen:
@@ -100,13 +105,13 @@ def test_every_screen_can_be_reached():
                 *q, ok = (int(v[0]) for v in g.ahead(np.array([a])))
                 if ok:
                     todo.append(tuple(q))
-        assert {p[0] for p in seen} == set(range(9)), layout
+        assert {p[0] for p in seen} == set(range(game.MAP ** 2)), layout
 
 
 def test_the_sword_removes_the_creature_until_the_screen_is_entered_again():
-    g = place(facing=RIGHT, screen=4, alive=1)
-    x, y = g.home[4]
-    g = place(facing=RIGHT, screen=4, hero=((x - 2) * game.STEP, y * game.STEP), creature=(x * game.STEP, y * game.STEP), alive=1)
+    g = place(facing=RIGHT, screen=3, alive=1)
+    x, y = g.home[3]
+    g = place(facing=RIGHT, screen=3, hero=((x - 2) * game.STEP, y * game.STEP), creature=(x * game.STEP, y * game.STEP), alive=1)
     with_creature = g.render()
     frame = g.step(SWORD)
     assert g.state()['alive'][0] == 0 and g.moved[0]
