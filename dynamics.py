@@ -185,9 +185,29 @@ def get_batch(split, it, micro_step):
 # -----------------------------------------------------------------------------
 # model
 
+def name_actions():
+    """What each action is called, where the dataset says: the label of most of its transitions in which something changed.
+    Two actions of one name are told apart by number, the more frequent first; '' for a rare one or a mixture of labels.
+    For the keys of those who play and for eval.py; no weight is trained on it."""
+    names = [''] * n_actions
+    if recording.actions is not None and recording.actions.ndim == 1 and frame_stride == 1 and action_source != 'none':
+        t = data.windows(recording, 'train', 2)
+        t = t[(all_tokens[t] != all_tokens[t + 1]).any(1).cpu().numpy()]
+        counts = np.zeros((n_actions, int(recording.actions.max()) + 1), int)
+        np.add.at(counts, (all_actions[t].cpu().numpy(), recording.actions[t]), 1)
+        words = recording.action_names or [str(i) for i in range(counts.shape[1])]
+        used = []
+        for action in counts.max(1).argsort()[::-1]:
+            word, most = words[counts[action].argmax()], counts[action].max()
+            if most > max(0.5 * counts[action].sum(), 0.005 * counts.sum()):
+                names[action] = f'{word} {used.count(word) + 1}' if word in used else word
+                used.append(word)
+    return names
+
 grid_width = tokenizer.config.width // tokenizer.config.patch_size
 model = Dynamics(DynamicsConfig(tokenizer.vocab_size, tokenizer.n_tokens, grid_width, n_actions, seq_len,
                                 n_layer, n_head, n_embd, corrupt)).to(device)
+notes = dict(action_names=name_actions())                   # what else its checkpoints say
 chance = math.log(tokenizer.vocab_size)                     # nats: the loss of a guess
 
 # -----------------------------------------------------------------------------
@@ -267,7 +287,10 @@ def estimate_loss():
             total = total + torch.stack([loss, *metrics.values()]).float()
     raw_model.train()
     means = all_mean(total / eval_iters / grad_accum_steps).tolist()
-    return dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
+    val = dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
+    if 'val_shuffled_loss' in val:
+        val['val_shuffled_ratio'] = val['val_shuffled_loss'] / max(val['val_loss'], 1e-9)
+    return val
 
 def check_ranks():
     """Stops if a rank's weights are not rank 0's: from then on gradients would be averaged over strangers."""
@@ -321,6 +344,9 @@ for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, lambda number, frame: signals.append(number))
 
 it, n_summed, sums, skipped, failed_saves, term, interrupt = iter_start, 0, 0, 0, 0, 0, 0
+val_columns = estimate_loss()                               # before the first update: a mistake in it shows at once
+if master_process:
+    print(f'iter {it}/{max_iters} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val_columns.items()), flush=True)
 t_start = t_log = time.time()
 while it < max_iters and not (term or interrupt or skipped >= 3):
     it += 1
@@ -377,7 +403,9 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
         print(f'{line} | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
         if val:
             print('  held out | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ' | best' * best, flush=True)
-        logged = {**row, **dict.fromkeys(['val_loss', *('val_' + k for k in metrics)], ''), **val}
+            for sentence in raw_model.complaints(val):
+                print(f'  warning: {sentence}', flush=True)
+        logged = {**row, **(val or dict.fromkeys(val_columns, ''))}
         with open(log_path, 'a', newline='') as f:
             csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
         if wandb_log:
@@ -390,7 +418,7 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
                 stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
                 ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
                 scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics={**row, **val}, data_id=dataset_id,
-                parents=parents, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
+                parents=parents, **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
             ), keep_checkpoints, best)
             failed_saves = 0
             checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)

@@ -23,6 +23,7 @@ SIZE = 64                                 # pixels a side: 8 x 8 tiles
 TILE, STEP = 8, 4                         # pixels; the hero walks half a tile at a time
 GRID = SIZE // STEP                       # positions are counted in half tiles: the hero's corner is in 0..GRID-2
 MAP = 2                                   # the world is MAP x MAP screens and wraps around
+CREATURE_MOVES = 0.06                     # chance of a step, each frame
 DX = np.array([0, 0, 0, -1, 1, 0])        # by action
 DY = np.array([0, -1, 1, 0, 0, 0])
 GRASS, PATH, TREE, WATER = range(4)
@@ -157,7 +158,7 @@ class Game:
         self.creature = np.where(entered[:, None], self.home[self.screen], self.creature)
         self.alive |= entered
         # the creature: a step now and then, where the ground is free and the hero is not
-        wants = self.rng.random(self.n) < 0.06
+        wants = self.rng.random(self.n) < CREATURE_MOVES
         way = self.rng.integers(UP, RIGHT + 1, self.n)
         to = np.clip(self.creature + np.stack([DX[way], DY[way]], 1), 1, GRID - 3)
         clear = (abs(to[:, 0] - self.x) > 1) | (abs(to[:, 1] - self.y) > 1)

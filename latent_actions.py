@@ -138,6 +138,7 @@ def get_batch(split, it, micro_step):
 height, width = recording.frames.shape[1:3]
 model = LatentActionModel(LatentActionConfig(height, width, patch_size, action_levels, n_layer, n_head, n_embd)).to(device)
 parents = {}                                                # ids of the weights that this stage builds on
+notes = {}                                                  # what else its checkpoints say
 chance = None                                               # loss of a guess, for stages with a cross-entropy
 
 # -----------------------------------------------------------------------------
@@ -214,7 +215,10 @@ def estimate_loss():
             total = total + torch.stack([loss, *metrics.values()]).float()
     raw_model.train()
     means = all_mean(total / eval_iters / grad_accum_steps).tolist()
-    return dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
+    val = dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
+    if 'val_shuffled_loss' in val:
+        val['val_shuffled_ratio'] = val['val_shuffled_loss'] / max(val['val_loss'], 1e-9)
+    return val
 
 def check_ranks():
     """Stops if a rank's weights are not rank 0's: from then on gradients would be averaged over strangers."""
@@ -268,6 +272,9 @@ for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, lambda number, frame: signals.append(number))
 
 it, n_summed, sums, skipped, failed_saves, term, interrupt = iter_start, 0, 0, 0, 0, 0, 0
+val_columns = estimate_loss()                               # before the first update: a mistake in it shows at once
+if master_process:
+    print(f'iter {it}/{max_iters} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val_columns.items()), flush=True)
 t_start = t_log = time.time()
 while it < max_iters and not (term or interrupt or skipped >= 3):
     it += 1
@@ -324,7 +331,9 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
         print(f'{line} | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
         if val:
             print('  held out | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ' | best' * best, flush=True)
-        logged = {**row, **dict.fromkeys(['val_loss', *('val_' + k for k in metrics)], ''), **val}
+            for sentence in raw_model.complaints(val):
+                print(f'  warning: {sentence}', flush=True)
+        logged = {**row, **(val or dict.fromkeys(val_columns, ''))}
         with open(log_path, 'a', newline='') as f:
             csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
         if wandb_log:
@@ -337,7 +346,7 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
                 stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
                 ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
                 scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics={**row, **val}, data_id=dataset_id,
-                parents=parents, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
+                parents=parents, **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
             ), keep_checkpoints, best)
             failed_saves = 0
             checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)

@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
@@ -235,6 +236,11 @@ class Tokenizer(nn.Module):
         loss = (error * (1 + self.changed_weight * changed)).mean()
         return loss, {'psnr': psnr(error.detach().mean()), 'code_usage': usage(tokens, self.vocab_size)[0]}
 
+    def complaints(self, val):
+        """What is wrong with a held-out evaluation, in sentences."""
+        if val['val_code_usage'] * self.vocab_size < 2:
+            yield 'every patch gets the same token: the tokenizer has collapsed. Lower learning_rate, or look at the data'
+
 
 # -----------------------------------------------------------------------------
 # stage 2
@@ -355,6 +361,11 @@ class LatentActionModel(nn.Module):
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}
 
+    def complaints(self, val):
+        """What is wrong with a held-out evaluation, in sentences."""
+        if val['val_action_entropy'] < 0.1 * math.log(self.n_actions):
+            yield 'one action takes over: nearly all transitions have the same. Lower learning_rate, or look at the data'
+
 
 # -----------------------------------------------------------------------------
 # stage 3
@@ -432,10 +443,26 @@ class Dynamics(nn.Module):
         n_masked = ((0.5 + 0.5 * u) * N).ceil().view(B, T - 1, 1)
         rank = torch.rand(B, T - 1, N, device=tokens.device).argsort(-1)
         mask = rank < n_masked
-        x = self.two_streams(clean, target.masked_fill(mask, c.vocab_size), self.led_to(actions))
-        loss = F.cross_entropy(self.head(x[mask]).float(), target[mask])
+        masked = target.masked_fill(mask, c.vocab_size)
+
+        def loss_under(actions):
+            x = self.two_streams(clean, masked, self.led_to(actions))
+            return F.cross_entropy(self.head(x[mask]).float(), target[mask])
+
         used, entropy = usage(actions, c.n_actions)
-        return loss, {'action_entropy': entropy, 'unique_actions': used * c.n_actions, 'codebook_usage': used}
+        metrics = {'action_entropy': entropy, 'unique_actions': used * c.n_actions, 'codebook_usage': used}
+        if not self.training:                                                        # do the actions matter to it?
+            shuffled = actions.flatten()[torch.randperm(actions.numel(), device=actions.device)].view_as(actions)
+            metrics['shuffled_loss'] = loss_under(shuffled)
+        return loss_under(actions), metrics
+
+    def complaints(self, val):
+        """What is wrong with a held-out evaluation, in sentences."""
+        if self.config.n_actions > 1 and val['val_action_entropy'] < 0.1 * math.log(self.config.n_actions):
+            yield 'one action takes over: nearly all transitions have the same. Look at latent_actions, or train it anew'
+        if self.config.n_actions > 1 and val['val_shuffled_ratio'] < 1.02:
+            yield ('the dynamics does not care which action it is given: with shuffled ones its loss is no higher. '
+                   'Early in training that is normal')
 
     @torch.no_grad()
     def generate(self, tokens, actions, maskgit_steps=8, temperature=1.0, generator=None):
@@ -499,3 +526,13 @@ def load_world(out_dir, device):
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
     checkpoint.expect(about, parents={stage: parent['id'] for stage, (_, parent) in parents.items()})
     return parents['tokenizer'][0], parents['latent_actions'][0] if 'latent_actions' in parents else None, dynamics, about
+
+
+def taken_actions(source, labeller, clip, recording, picks):
+    """The actions (B,T-1) that were really taken in the clips (B,T,C,H,W) that start at frames `picks` of the recording, as
+    the dynamics was trained to hear them. source: its `action_source`."""
+    if source == 'latent':
+        return labeller.encode(clip)
+    if source == 'labels':
+        return torch.from_numpy(recording.actions[picks[:, None] + np.arange(clip.size(1) - 1)]).to(clip.device)
+    return torch.zeros(len(clip), clip.size(1) - 1, dtype=torch.int64, device=clip.device)

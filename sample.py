@@ -5,6 +5,7 @@ Play the world: from held-out frames, the dynamics imagines what follows under a
     python sample.py config/tiny.py --actions=random
     python sample.py config/tiny.py --actions=3           # action 3, held
     python sample.py config/tiny.py --actions=3,3,1       # listed, one a frame
+    python sample.py config/tiny.py --actions=up,up,left  # by name, where the dataset has labels
 
 Reads the best.pt of the three stages; writes out_dir/samples/: strip.png (truth above, imagination below), rollout.gif
 and rollout.mp4 (truth left, imagination right). Prints frames/s.
@@ -18,14 +19,14 @@ import torch
 import checkpoint
 import configurator
 import data
-from model import load_world
+from model import load_world, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
 
 dataset = 'data/tiny.h5'          # its held-out part
 out_dir = 'out/tiny'
-actions = 'inferred'              # 'inferred', 'random', one action or several: '3' or '3,3,1'
+actions = 'inferred'              # 'inferred', 'random', one action or several: '3', '3,3,1' or 'up'
 context_frames = 2                # true frames to start from
 n_frames = 32                     # frames to imagine
 n_samples = 4                     # rollouts, side by side
@@ -47,11 +48,12 @@ try:
 except checkpoint.CheckpointError as e:
     configurator.stop(4, e)
 n_actions, frame_stride = dynamics.config.n_actions, about['config']['frame_stride']
-listed = None
+names, listed = about['action_names'], None                # '' for an action without a name
 if actions not in ('inferred', 'random'):
-    listed = [int(a) if a.strip().isdecimal() else n_actions for a in actions.split(',')]
-    if max(listed) >= n_actions:
-        configurator.stop(2, f'actions={actions!r}: expected inferred, random, or numbers from 0 to {n_actions - 1}, comma between them')
+    known = {str(i): i for i in range(n_actions)} | {name: i for i, name in enumerate(names) if name}
+    listed = [known.get(a.strip()) for a in actions.split(',')]
+    if None in listed:
+        configurator.stop(2, f'actions={actions!r}: expected inferred, random, or some of {", ".join(known)}, comma between them')
     n_frames = n_frames if len(listed) == 1 else len(listed)
 try:
     recording = data.load(dataset, tokenizer.config.patch_size)
@@ -70,12 +72,7 @@ truth = data.clips(recording.frames, picks, context_frames + n_frames, frame_str
 generator = torch.Generator(device).manual_seed(seed)
 with torch.no_grad(), ctx:
     tokens = tokenizer.encode(truth[:, :context_frames])
-    if about['config']['action_source'] == 'latent':
-        taken = labeller.encode(truth)
-    elif about['config']['action_source'] == 'labels':
-        taken = torch.from_numpy(recording.actions[picks[:, None] + np.arange(context_frames + n_frames - 1)]).to(device)
-    else:
-        taken = torch.zeros(n_samples, context_frames + n_frames - 1, dtype=torch.int64, device=device)
+    taken = taken_actions(about['config']['action_source'], labeller, truth, recording, picks)
     if actions == 'random':
         taken[:, context_frames - 1:] = torch.randint(n_actions, (n_samples, n_frames), generator=generator, device=device)
     if listed:

@@ -1,0 +1,234 @@
+"""eval.py can tell a perfect world, one that ignores its actions, and one whose actions mean nothing from each other."""
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import data
+import game
+import model
+
+CONTEXT = 2
+
+
+class Frames:
+    """A tokenizer without loss: a frame's one token is its number in a list."""
+    config = SimpleNamespace(height=64, width=64, patch_size=8)
+    vocab_size = 1 << 16
+
+    def __init__(self):
+        self.number, self.frames = {}, []
+
+    def add(self, frame):
+        key = frame.tobytes()
+        if key not in self.number:
+            self.number[key] = len(self.frames)
+            self.frames.append(frame)
+        return self.number[key]
+
+    def encode(self, clip):
+        return torch.tensor([[[self.add(f)] for f in c] for c in data.to_uint8(clip)])
+
+    def decode(self, tokens):
+        frames = np.stack([self.frames[i] for i in tokens.flatten().tolist()])
+        return torch.from_numpy(frames).movedim(-1, -3).float().div(127.5).sub(1).view(*tokens.shape[:2], 3, 64, 64)
+
+
+class Oracle:
+    """The game itself behind the interface of the three models. obeys=False: it plays on with actions of its own."""
+
+    def __init__(self, recording, frames, obeys=True):
+        self.config = SimpleNamespace(n_actions=6, seq_len=CONTEXT + 1)
+        self.recording, self.tokenizer, self.obeys = recording, frames, obeys
+        self.place = {f.tobytes(): t for t, f in enumerate(recording.frames)}
+        self.loss = 1.0
+
+    def __call__(self, tokens, actions):
+        right = self.true_actions(self.tokenizer.decode(tokens))
+        return (actions == right if self.obeys else torch.ones(1)).float().mean().mul(-1).add(2), {}
+
+    def true_actions(self, clip):
+        """The true actions (B,T-1). A frame may occur twice with another action: the pair of frames decides."""
+        frames = data.to_uint8(clip)
+        found = np.zeros(frames.shape[:2], int)[:, 1:]
+        for b, t in np.ndindex(*found.shape):
+            found[b, t] = self.pairs[frames[b, t].tobytes(), frames[b, t + 1].tobytes()]
+        return torch.from_numpy(found)
+
+    @property
+    def pairs(self):
+        if not hasattr(self, 'known'):
+            frames, actions = self.recording.frames, self.recording.actions
+            self.known = {(frames[t].tobytes(), frames[t + 1].tobytes()): actions[t] for t in range(len(frames) - 1)}
+        return self.known
+
+    encode = true_actions
+
+    def generate(self, tokens, actions, maskgit_steps, temperature, generator):
+        B, T = tokens.shape[:2]
+        at = [self.place[self.tokenizer.frames[i].tobytes()] for i in tokens[:, -1, 0].tolist()]
+        g = game.Game(B)
+        g.set_state({k: v[at] for k, v in self.recording.truth.items()})
+        out = [tokens]
+        for t in range(T - 1, actions.size(1)):
+            action = actions[:, t].numpy() if self.obeys else np.arange(B) % 6
+            out.append(torch.tensor([[[self.tokenizer.add(f)]] for f in g.step(action)]))
+        return torch.cat(out, 1)
+
+
+@pytest.fixture(scope='module')
+def recording(tmp_path_factory):
+    """The built-in game with a creature that never moves: all that changes is the action's doing."""
+    was, game.CREATURE_MOVES = game.CREATURE_MOVES, 0.0
+    path = tmp_path_factory.mktemp('game') / 'a.h5'
+    data.make_game(str(path), n_frames=6000)
+    yield str(path)
+    game.CREATURE_MOVES = was
+
+
+def evaluate(recording, tmp_path, monkeypatch, spoil=lambda world: None):
+    """eval.py's report on the oracle; `spoil` may change it first."""
+    loaded = data.load(recording)
+    frames = Frames()
+    world = SimpleNamespace(tokenizer=frames, dynamics=Oracle(loaded, frames), labeller=Oracle(loaded, frames),
+                            names=list(game.ACTIONS))
+    spoil(world)
+    about = dict(config=dict(frame_stride=1, action_source='latent'), action_names=world.names, id='x', iter=0, parents={})
+    monkeypatch.setattr(model, 'load_world', lambda out_dir, device: (world.tokenizer, world.labeller, world.dynamics, about))
+    monkeypatch.setattr(sys, 'argv', ['eval.py', f'--dataset={recording}', f'--out_dir={tmp_path}', '--n_windows=24',
+                                      '--device=cpu', '--n_frames=8'])
+    runpy.run_path(str(ROOT / 'eval.py'))
+    return json.loads((tmp_path / 'eval.json').read_text())
+
+
+def test_a_perfect_world(recording, tmp_path, monkeypatch):
+    report = evaluate(recording, tmp_path, monkeypatch)
+    for t in ('1', '2', '4', '8'):
+        assert report['world']['psnr'][t] == report['ceiling']['psnr'][t] == pytest.approx(100)
+        assert report['world']['ssim'][t] == pytest.approx(1)
+        assert report['floor']['psnr'][t] < 35 and report['mean']['psnr'][t] < 35
+        assert report['ci'][f'delta_psnr.{t}'][0] > 10
+    assert report['obey'] == report['obey_blocked'] == 1 and set(report['obey_by_action'].values()) == {1}
+    a = report['align']['moved']
+    assert a['nmi'] == pytest.approx(1) and a['accuracy'] == a['from_200'] == a['one_to_one'] == 1
+    assert report['align']['accuracy'] > 0.95               # into a wall or nothing at all: the frames are the same
+    moved = np.array(report['align']['moved']['confusion'])
+    assert moved.trace() == moved.sum() == report['align']['moved']['n'] > 100
+    assert report['shuffled_ratio'] > 1.2
+    assert (tmp_path / 'samples' / 'atlas.png').exists() and (tmp_path / 'samples' / 'atlas.gif').exists()
+    assert report['meta']['data_id'] and report['meta']['n_windows'] == 24
+
+
+def test_a_world_that_ignores_its_actions(recording, tmp_path, monkeypatch):
+    def spoil(world):
+        world.dynamics.obeys = False
+    report = evaluate(recording, tmp_path, monkeypatch, spoil)
+    for t in ('1', '2', '4', '8'):
+        low, high = report['ci'][f'delta_psnr.{t}']
+        assert low <= 0 <= high and report['delta_psnr'][t] == pytest.approx(0, abs=1e-6)
+        assert report['world']['psnr'][t] < 40
+    assert report['obey'] < 0.5
+    assert report['shuffled_ratio'] == pytest.approx(1)
+
+
+def test_actions_that_mean_nothing(recording, tmp_path, monkeypatch):
+    """Labels shuffled: no metric of alignment sees more in them than the most frequent label gives for free."""
+    load = data.load
+    def shuffled(path, *more):
+        loaded = load(path, *more)
+        loaded.actions = np.random.default_rng(0).permutation(loaded.actions)
+        return loaded
+    def spoil(world):
+        monkeypatch.setattr(data, 'load', shuffled)
+    report = evaluate(recording, tmp_path, monkeypatch, spoil)
+    for a in (report['align'], report['align']['moved']):
+        assert a['nmi'] < 0.05 and a['accuracy'] < 0.35 and a['from_200'] < 0.35 and a['one_to_one'] < 0.35
+
+
+def test_actions_under_other_numbers(recording, tmp_path, monkeypatch):
+    """Codes are numbers without an order: a permutation changes no figure."""
+    order = torch.tensor([3, 5, 0, 1, 4, 2])                # code of each action
+    def spoil(world):
+        true = world.labeller.encode
+        world.labeller.encode = lambda clip: order[true(clip)]
+        step = world.dynamics.generate
+        world.dynamics.generate = lambda tokens, actions, *more: step(tokens, order.argsort()[actions], *more)
+        world.names = [game.ACTIONS[i] for i in order.argsort()]
+    report = evaluate(recording, tmp_path, monkeypatch, spoil)
+    assert report['obey'] == 1 and report['align']['moved']['one_to_one'] > 0.99 and report['world']['psnr']['8'] == pytest.approx(100)
+
+
+def test_a_name_that_no_action_has_is_not_obeyed(recording, tmp_path, monkeypatch):
+    def spoil(world):
+        world.names[game.LEFT] = ''
+    report = evaluate(recording, tmp_path, monkeypatch, spoil)
+    assert report['obey_by_action'] == dict(up=1, down=1, left=0, right=1) and 0.5 < report['obey'] < 1
+
+
+@pytest.fixture(scope='module')
+def functions(recording, tmp_path_factory):
+    """eval.py's own functions."""
+    with pytest.MonkeyPatch.context() as patch:
+        loaded, frames = data.load(recording), Frames()
+        oracle = Oracle(loaded, frames)
+        about = dict(config=dict(frame_stride=1, action_source='latent'), action_names=list(game.ACTIONS), id='x', iter=0, parents={})
+        patch.setattr(model, 'load_world', lambda out_dir, device: (frames, oracle, oracle, about))
+        patch.setattr(sys, 'argv', ['eval.py', f'--dataset={recording}', f'--out_dir={tmp_path_factory.mktemp("out")}',
+                                    '--n_windows=2', '--n_frames=2', '--device=cpu'])
+        return SimpleNamespace(**runpy.run_path(str(ROOT / 'eval.py')))
+
+
+def test_ssim(functions):
+    """Against the definition, window by window."""
+    rng = np.random.default_rng(0)
+    a = rng.uniform(-1, 1, (3, 13, 15))
+    b = np.clip(a + rng.normal(0, 0.3, a.shape), -1, 1)
+    g = np.exp(-(np.arange(11) - 5) ** 2 / 4.5)
+    g = np.outer(g, g) / np.outer(g, g).sum()
+    values = []
+    for c, y, x in np.ndindex(3, 3, 5):
+        p, q = a[c, y:y + 11, x:x + 11], b[c, y:y + 11, x:x + 11]
+        mp, mq = (g * p).sum(), (g * q).sum()
+        vp, vq, cov = (g * (p - mp) ** 2).sum(), (g * (q - mq) ** 2).sum(), (g * (p - mp) * (q - mq)).sum()
+        values.append((2 * mp * mq + 0.0004) * (2 * cov + 0.0036) / ((mp ** 2 + mq ** 2 + 0.0004) * (vp + vq + 0.0036)))
+    ta, tb = torch.from_numpy(a)[None], torch.from_numpy(b)[None]
+    assert functions.ssim(ta, tb).item() == pytest.approx(np.mean(values), rel=1e-3)
+    assert functions.ssim(ta, ta).item() == pytest.approx(1)
+
+
+def test_psnr(functions):
+    assert functions.psnr(np.array([0.04])) == pytest.approx(20)                     # a hundredth of the range squared
+
+
+def test_best_pairs_against_every_assignment(functions):
+    from itertools import permutations
+    rng = np.random.default_rng(0)
+    for shape in ((5, 3), (3, 5), (4, 4)):
+        counts = rng.integers(0, 9, shape)
+        square = np.zeros((5, 5), int)
+        square[:shape[0], :shape[1]] = counts
+        assert functions.best_pairs(counts) == max(sum(square[i, j] for i, j in enumerate(p)) for p in permutations(range(5)))
+
+
+def test_nmi(functions):
+    labels = np.array([0, 0, 1, 1, 2, 2, 2, 5])
+    assert functions.nmi(labels, labels) == pytest.approx(1)
+    assert functions.nmi(np.zeros(8, int), labels) == pytest.approx(0)
+    halves = functions.nmi(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 2, 3, 3]))
+    assert halves == pytest.approx(math.log(2) / math.log(4))
+
+
+def test_find_hero(functions):
+    rec = game.record(500)
+    found = functions.find_hero(rec['frames'])
+    assert (found == rec['truth']['hero'] // game.STEP).all()
+    nobody = game.Game().screens
+    assert (functions.find_hero(nobody) == -1).all()
