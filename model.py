@@ -258,14 +258,18 @@ class LatentActionConfig:
 
 
 class LatentActionModel(nn.Module):
-    """What was done between two frames, as one of n_actions codes, learned without labels: the code is all that the
-    decoder is told about frame t+1 when it has to draw it from frame t.
+    """What was done between two frames, as one of n_actions codes, learned without labels.
 
-    The encoder sees how things moved and not what they look like. An encoder that sees the hero finds a cheaper code
-    than the action: players keep walking, so his facing predicts the motion, and "as before" and "turned" say the
-    rest. That is useless on a keyboard. So it gets matching costs: how well frame t, shifted by each displacement of
-    a small window, explains the pixels of frame t+1 that changed; and, for what does not move (a sword drawn), only
-    the amount and the mean colour of the change.
+    The encoder must not see what the hero looked like before. One that does finds a cheaper code than the action: players
+    keep walking, so his facing predicts the motion, and "as before" and "turned" say the rest, which is useless on a
+    keyboard. It sees two things that cannot say this: the pixels of frame t+1 that changed (which way does he face now?
+    is a sword drawn?), and matching costs: how well frame t, shifted by each displacement of a small window, explains
+    those pixels.
+
+    The code has to say which displacement explains the change, where one does: there the same motion gets the same code,
+    and what the encoder learned of the picture carries over to where motion says little (a new screen, two things that
+    move at once). For half of the transitions it is not shown the costs, or it would look at nothing else. What does not
+    move is left to the second task of the code, to tell a decoder what it needs to draw frame t+1 from frame t.
     """
 
     reach = 4                         # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
@@ -277,10 +281,11 @@ class LatentActionModel(nn.Module):
         self.fsq = FSQ(c.action_levels)
         self.n_actions = self.fsq.vocab_size
         patch, d, n_tokens = 3 * c.patch_size ** 2, len(c.action_levels), c.height * c.width // c.patch_size ** 2
-        n_features = self.n_costs + 6
-        self.encoder = nn.Sequential(nn.Linear(n_features, c.n_embd), nn.GELU(),
+        self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
+                                   nn.Conv2d(64, 64, 3, 1, 1))
+        self.encoder = nn.Sequential(nn.Linear(64 + self.n_costs + 6, c.n_embd), nn.GELU(),
                                      nn.Linear(c.n_embd, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, d))
-        self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, n_features))
+        self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, self.n_costs))
         self.register_buffer('mean', torch.zeros(d))
         self.register_buffer('var', torch.ones(d))
         self.embed = nn.Linear(patch, c.n_embd)
@@ -291,14 +296,17 @@ class LatentActionModel(nn.Module):
         init_weights(self)
 
     @torch.no_grad()
-    def features(self, clip):
-        """clip (B,T,C,H,W) -> (B,T-1,F): matching costs, then amount and colour of the change. Nothing is learned here."""
+    def compare(self, clip):
+        """clip (B,T,C,H,W), S = B*(T-1) -> what there is to see of each transition; nothing is learned here.
+        after (S,4,h,w): frame t+1 where it differs from frame t, and where that is; costs (S,n_costs), normalised;
+        summary (S,6): how well the best displacement does, amount and mean colour of the change; explained (S,): the share
+        of the change that the best displacement explains."""
         B, T, C, H, W = clip.shape
         s = max(1, round(min(H, W) / 64))
         x = F.avg_pool2d(clip.flatten(0, 1), s).view(B, T, C, H // s, W // s)
         a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)                        # (S,C,h,w)
         changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()                # of a range of 2
-        area = changed.sum((1, 2, 3))
+        area = changed.sum((2, 3))                                                   # (S,1)
         r, (h, w) = self.reach, a.shape[-2:]
         padded = F.pad(a, (r, r, r, r), mode='replicate')
         costs = []
@@ -306,19 +314,23 @@ class LatentActionModel(nn.Module):
             for dx in range(-r, r + 1):                                              # the scene moved by (dx, dy)
                 shifted = padded[:, :, r - dy:r - dy + h, r - dx:r - dx + w]
                 costs.append(((shifted - b).abs().mean(1, keepdim=True) * changed).sum((1, 2, 3)))
-        costs = torch.stack(costs, 1) / (area[:, None] + 1)
-        low, still = costs.amin(1, keepdim=True), costs[:, [costs.size(1) // 2]]
-        colour = ((b - a) * changed).sum((2, 3)) / (area[:, None] + 1)
-        scaled = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
-        features = torch.cat([scaled, low / (still + 1e-3), still, (area[:, None] + 1).log() / 5, 3 * colour], 1)
-        return features.view(B, T - 1, -1)
+        costs = torch.stack(costs, 1) / (area + 1)
+        still = costs[:, [costs.size(1) // 2]]
+        left_over = costs.amin(1, keepdim=True) / (still + 1e-3)
+        colour = ((b - a) * changed).sum((2, 3)) / (area + 1)
+        summary = torch.cat([left_over, still, (area + 1).log() / 5, 3 * colour], 1)
+        costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
+        return torch.cat([b * changed, changed], 1), costs, summary, (1 - left_over[:, 0]).clamp(0, 1)
 
-    def latents(self, features):
-        """(B,T-1,F) -> (B,T-1,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
+    def latents(self, after, costs, summary):
+        """What `compare` returns -> (S,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
         statistics at evaluation): no code can die, and none can take over, without an auxiliary loss."""
-        z = self.encoder(features).float()
+        motion = torch.cat([costs, summary], 1)
         if self.training:
-            moments = torch.stack([z.flatten(0, 1).mean(0), z.flatten(0, 1).square().mean(0)])
+            motion = motion * (torch.rand(len(motion), 1, device=motion.device) < 0.5)
+        z = self.encoder(torch.cat([norm(self.after(after).amax((2, 3))), motion], 1)).float()
+        if self.training:
+            moments = torch.stack([z.mean(0), z.square().mean(0)])
             if dist.is_initialized():                                                # the same statistics on all ranks
                 moments = dist_nn.all_reduce(moments) / dist.get_world_size()
             mean, var = moments[0], moments[1] - moments[0] ** 2
@@ -331,7 +343,7 @@ class LatentActionModel(nn.Module):
 
     def encode(self, clip):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
-        return self.fsq(self.latents(self.features(clip)))[1]
+        return self.fsq(self.latents(*self.compare(clip)[:3]))[1].view(len(clip), -1)
 
     def predict(self, clip, codes):
         """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
@@ -343,20 +355,19 @@ class LatentActionModel(nn.Module):
 
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
-        features = self.features(clip)
-        codes, actions = self.fsq(self.latents(features))
-        # 1. the code has to say which displacement explains the change: the same absolute motion, the same code
-        guess = self.explain(codes).float()
-        motion = (-4 * features[..., :self.n_costs]).softmax(-1)
-        motion_loss = (F.cross_entropy(guess[..., :self.n_costs].flatten(0, 1), motion.flatten(0, 1))
-                       + F.mse_loss(guess[..., self.n_costs:], features[..., self.n_costs:]))
-        # 2. and to tell the decoder what it needs for the pixels that change. Every transition counts the same, a step
-        # of the hero as much as a new screen
-        error = (self.predict(clip[:, :-1], codes) - clip[:, 1:]).square().mean(2)
+        B, T = clip.shape[:2]
+        after, costs, summary, explained = self.compare(clip)
+        codes, actions = self.fsq(self.latents(after, costs, summary))
+        # 1. which displacement explains the change? The more it explains, the more it counts
+        motion_loss = F.cross_entropy(self.explain(codes).float(), (-12 * costs).softmax(1), reduction='none')
+        motion_loss = (explained ** 4 * motion_loss).mean()
+        # 2. frame t+1. Every transition counts the same, a step of the hero as much as a new screen
+        error = (self.predict(clip[:, :-1], codes.view(B, T - 1, -1)) - clip[:, 1:]).square().mean(2)
         changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()
         weight = changed / (changed.sum((2, 3), keepdim=True) + 64) + 0.1 / changed[0, 0].numel()
         pixel_loss = (weight * error).sum((2, 3)).mean()
-        loss = motion_loss + pixel_loss
+        # more weight on 2 and the codes turn relative: "turned" gets one of its own
+        loss = motion_loss + 0.1 * pixel_loss
         used, entropy = usage(actions, self.n_actions)
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}
