@@ -1,9 +1,9 @@
 # The built-in game on two CPU cores: `make` runs this.
 #
 #   python data.py game data/tiny.h5              # 20,000 frames
-#   python tokenizer.py      config/tiny.py
-#   python latent_actions.py config/tiny.py
-#   python dynamics.py       config/tiny.py
+#   python tokenizer.py      config/tiny.py       # 3.0 minutes, 44 dB
+#   python latent_actions.py config/tiny.py       # 1.1 minutes, 92% right where something moved
+#   python dynamics.py       config/tiny.py       # 7.3 minutes, one step 4.3 dB above "repeat the last frame"
 #   python sample.py         config/tiny.py       # out/tiny/samples/
 #   python eval.py           config/tiny.py       # out/tiny/eval.md
 
