@@ -45,7 +45,7 @@ n_embd = 128
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
 max_iters = 200                   # updates
 total_batch_size = 32             # clips an update, over all ranks and micro-batches
-device_batch_size = 32            # clips a micro-batch
+device_batch_size = 32            # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 learning_rate = 3e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
@@ -83,6 +83,7 @@ device_type = device.split(':')[0]
 if not there[device_type]:
     configurator.stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
                          'expected one of ' + ', '.join(d for d in there if there[d]) + '; use --device=auto')
+device_batch_size = min(device_batch_size, max(1, total_batch_size // world_size))
 if total_batch_size % (device_batch_size * world_size):
     configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
                          f'found {device_batch_size} * {world_size}; change one of them')

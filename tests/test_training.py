@@ -174,7 +174,7 @@ def test_two_gloo_ranks_train_what_one_does(world, stage, tmp_path):
     config, out, _ = world
     shutil.copytree(out, tmp_path / 'out')
     shutil.rmtree(tmp_path / 'out' / stage)
-    done = train(f'{stage}.py', config, f'--out_dir={tmp_path / "out"}', ranks=2)
+    done = train(f'{stage}.py', config, f'--out_dir={tmp_path / "out"}', '--device_batch_size=8', ranks=2)
     one, two = ([float(r['loss']) for r in log(o, stage)] for o in (out, tmp_path / 'out'))
     # stage 2 normalises over the batch of all ranks: over 8 clips with two ranks, over 4 at a time alone
     assert one == pytest.approx(two, rel=0.5 if stage == 'latent_actions' else 1e-3)
