@@ -181,13 +181,20 @@ def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share:share + device_batch_size]
-    return gather(picks, seq_len)
+    tokens, actions = gather(picks, seq_len)
+    if action_source == 'latent' and split == 'train':
+        # where nothing changed, stage 2 cannot know what was pressed: against a wall it may have been any key. So half of
+        # the time it is any, or a hero would walk through walls that he was never seen to walk against
+        rng = np.random.default_rng(keyed(2, it, share))
+        still = (tokens[:, 1:] == tokens[:, :-1]).all(-1) & torch.from_numpy(rng.random(actions.shape) < 0.5).to(device)
+        actions = torch.where(still, torch.from_numpy(rng.integers(n_actions, size=actions.shape)).to(device), actions)
+    return tokens, actions
 
 # -----------------------------------------------------------------------------
 # model
 
 def name_actions():
-    """What each action is called, where the dataset says: the label of most of its transitions in which something changed.
+    """What each action is called, where the dataset says: the label of three quarters of its transitions in which something changed.
     Two actions of one name are told apart by number, the more frequent first; '' for a rare one or a mixture of labels.
     For the keys of those who play and for eval.py; no weight is trained on it."""
     names = [''] * n_actions
@@ -200,7 +207,7 @@ def name_actions():
         used = []
         for action in counts.max(1).argsort()[::-1]:
             word, most = words[counts[action].argmax()], counts[action].max()
-            if most > max(0.5 * counts[action].sum(), 0.005 * counts.sum()):
+            if most > max(0.75 * counts[action].sum(), 0.005 * counts.sum()):
                 names[action] = f'{word} {used.count(word) + 1}' if word in used else word
                 used.append(word)
     return names

@@ -268,8 +268,9 @@ class LatentActionModel(nn.Module):
 
     The code has to say which displacement explains the change, where one does: there the same motion gets the same code,
     and what the encoder learned of the picture carries over to where motion says little (a new screen, two things that
-    move at once). For half of the transitions it is not shown the costs, or it would look at nothing else. What does not
-    move is left to the second task of the code, to tell a decoder what it needs to draw frame t+1 from frame t.
+    move at once). It is shown the costs only as far as they explain anything, and for half of the transitions not at all, or
+    it would look at nothing else. What does not move is left to the second task of the code, to tell a decoder what it
+    needs to draw frame t+1 from frame t.
     """
 
     reach = 4                         # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
@@ -283,7 +284,7 @@ class LatentActionModel(nn.Module):
         patch, d, n_tokens = 3 * c.patch_size ** 2, len(c.action_levels), c.height * c.width // c.patch_size ** 2
         self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
                                    nn.Conv2d(64, 64, 3, 1, 1))
-        self.encoder = nn.Sequential(nn.Linear(64 + self.n_costs + 6, c.n_embd), nn.GELU(),
+        self.encoder = nn.Sequential(nn.Linear(64 + self.n_costs, c.n_embd), nn.GELU(),
                                      nn.Linear(c.n_embd, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, d))
         self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(), nn.Linear(c.n_embd, self.n_costs))
         self.register_buffer('mean', torch.zeros(d))
@@ -299,8 +300,7 @@ class LatentActionModel(nn.Module):
     def compare(self, clip):
         """clip (B,T,C,H,W), S = B*(T-1) -> what there is to see of each transition; nothing is learned here.
         after (S,4,h,w): frame t+1 where it differs from frame t, and where that is; costs (S,n_costs), normalised;
-        summary (S,6): how well the best displacement does, amount and mean colour of the change; explained (S,): the share
-        of the change that the best displacement explains."""
+        explained (S,1): the share of the change that the best displacement explains."""
         B, T, C, H, W = clip.shape
         s = max(1, round(min(H, W) / 64))
         x = F.avg_pool2d(clip.flatten(0, 1), s).view(B, T, C, H // s, W // s)
@@ -316,16 +316,14 @@ class LatentActionModel(nn.Module):
                 costs.append(((shifted - b).abs().mean(1, keepdim=True) * changed).sum((1, 2, 3)))
         costs = torch.stack(costs, 1) / (area + 1)
         still = costs[:, [costs.size(1) // 2]]
-        left_over = costs.amin(1, keepdim=True) / (still + 1e-3)
-        colour = ((b - a) * changed).sum((2, 3)) / (area + 1)
-        summary = torch.cat([left_over, still, (area + 1).log() / 5, 3 * colour], 1)
+        explained = (1 - costs.amin(1, keepdim=True) / (still + 1e-3)).clamp(0, 1)
         costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
-        return torch.cat([b * changed, changed], 1), costs, summary, (1 - left_over[:, 0]).clamp(0, 1)
+        return torch.cat([b * changed, changed], 1), costs, explained
 
-    def latents(self, after, costs, summary):
+    def latents(self, after, costs, explained):
         """What `compare` returns -> (S,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
         statistics at evaluation): no code can die, and none can take over, without an auxiliary loss."""
-        motion = torch.cat([costs, summary], 1)
+        motion = costs * (explained / 0.75).clamp(max=1) ** 4                        # three quarters is as good as all, in a video
         if self.training:
             motion = motion * (torch.rand(len(motion), 1, device=motion.device) < 0.5)
         z = self.encoder(torch.cat([norm(self.after(after).amax((2, 3))), motion], 1)).float()
@@ -343,7 +341,7 @@ class LatentActionModel(nn.Module):
 
     def encode(self, clip):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
-        return self.fsq(self.latents(*self.compare(clip)[:3]))[1].view(len(clip), -1)
+        return self.fsq(self.latents(*self.compare(clip)))[1].view(len(clip), -1)
 
     def predict(self, clip, codes):
         """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
@@ -356,11 +354,11 @@ class LatentActionModel(nn.Module):
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
         B, T = clip.shape[:2]
-        after, costs, summary, explained = self.compare(clip)
-        codes, actions = self.fsq(self.latents(after, costs, summary))
+        after, costs, explained = self.compare(clip)
+        codes, actions = self.fsq(self.latents(after, costs, explained))
         # 1. which displacement explains the change? The more it explains, the more it counts
         motion_loss = F.cross_entropy(self.explain(codes).float(), (-12 * costs).softmax(1), reduction='none')
-        motion_loss = (explained ** 4 * motion_loss).mean()
+        motion_loss = (explained[:, 0] ** 4 * motion_loss).mean()
         # 2. frame t+1. Every transition counts the same, a step of the hero as much as a new screen
         error = (self.predict(clip[:, :-1], codes.view(B, T - 1, -1)) - clip[:, 1:]).square().mean(2)
         changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()

@@ -249,14 +249,14 @@ def moved(dx, dy, n=1):
 @pytest.mark.parametrize('dx, dy', [(4, 0), (-4, 0), (0, 4), (0, -4), (2, -3)])
 def test_matching_costs_are_lowest_at_the_true_displacement(dx, dy):
     m = LatentActionModel(LatentActionConfig())
-    _, costs, _, explained = m.compare(moved(dx, dy))
+    _, costs, explained = m.compare(moved(dx, dy))
     assert divmod(int(costs[0].argmin()), 9) == (dy + 4, dx + 4) and explained.item() > 0.5
 
 
 def test_what_no_displacement_explains_counts_little():
     clip = moved(4, 0)
     clip[:, 1] = noise(1, 1, 3, 64, 64)[:, 0]
-    assert LatentActionModel(LatentActionConfig()).compare(clip)[3].item() < 0.3
+    assert LatentActionModel(LatentActionConfig()).compare(clip)[2].item() < 0.3
 
 
 def test_the_encoder_does_not_see_what_the_hero_looked_like_before():
@@ -269,7 +269,7 @@ def test_the_encoder_does_not_see_what_the_hero_looked_like_before():
 
 def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
     m = LatentActionModel(LatentActionConfig(height=16, width=16, n_embd=16, n_head=1, n_layer=1)).train()
-    seen = m.compare(noise(192, 2, 3, 16, 16))[:3]
+    seen = m.compare(noise(192, 2, 3, 16, 16))
     z = m.latents(*seen)
     assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4) and torch.allclose(z.var(0), torch.ones(3), atol=2e-2)
     m.mean.fill_(9)
@@ -313,7 +313,7 @@ def first_losses(which):
     return losses[0], losses[-1]
 
 
-GOLDEN = {'tokenizer': (8.2888, 2.22903), 'latent_actions': (4.16265, 2.97214), 'dynamics': (4.46245, 3.87486)}
+GOLDEN = {'tokenizer': (8.2888, 2.22903), 'latent_actions': (4.52378, 3.36298), 'dynamics': (4.46245, 3.87486)}
 
 
 @pytest.mark.parametrize('which', GOLDEN)
