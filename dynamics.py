@@ -47,7 +47,7 @@ maskgit_steps = 8
 temperature = 0.5                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 3300                  # updates
+max_iters = 3000                  # updates
 total_batch_size = 4              # clips an update, over all ranks and micro-batches
 device_batch_size = 4             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
@@ -59,7 +59,7 @@ grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 1100              # updates between evaluations, each with a picture and a checkpoint
+eval_interval = 1000              # updates between evaluations, each with a picture and a checkpoint
 eval_iters = 64                   # held-out batches
 log_interval = 50
 keep_checkpoints = 3              # newest ones, besides best.pt
@@ -181,14 +181,7 @@ def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share:share + device_batch_size]
-    tokens, actions = gather(picks, seq_len)
-    if action_source == 'latent' and split == 'train':
-        # where nothing changed, stage 2 cannot know what was pressed: against a wall it may have been any key. So half of
-        # the time it is any, or a hero would walk through walls that he was never seen to walk against
-        rng = np.random.default_rng(keyed(2, it, share))
-        still = (tokens[:, 1:] == tokens[:, :-1]).all(-1) & torch.from_numpy(rng.random(actions.shape) < 0.5).to(device)
-        actions = torch.where(still, torch.from_numpy(rng.integers(n_actions, size=actions.shape)).to(device), actions)
-    return tokens, actions
+    return gather(picks, seq_len)
 
 # -----------------------------------------------------------------------------
 # model
