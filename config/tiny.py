@@ -2,8 +2,8 @@
 #
 #   python data.py game data/tiny.h5              # 20,000 frames
 #   python tokenizer.py      config/tiny.py       # 3.0 minutes, 44 dB
-#   python latent_actions.py config/tiny.py       # 1.1 minutes, 92% right where something moved
-#   python dynamics.py       config/tiny.py       # 7.3 minutes, one step 4.3 dB above "repeat the last frame"
+#   python latent_actions.py config/tiny.py       # 1.2 minutes, 92% right where something moved
+#   python dynamics.py       config/tiny.py       # 7.6 minutes, one step 4.3 dB above "repeat the last frame"
 #   python sample.py         config/tiny.py       # out/tiny/samples/
 #   python eval.py           config/tiny.py       # out/tiny/eval.md
 

@@ -334,3 +334,14 @@ def test_every_parameter_is_trained():
 def test_head_size_is_checked_with_a_message():
     with pytest.raises(ValueError, match='n_embd=10'):
         models.Attention(10, 3)
+
+
+def test_complaints():
+    healthy = dict(val_action_entropy=1.5, val_shuffled_ratio=1.5, val_code_usage=0.5)
+    few = LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), dynamics(), Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16))
+    for m in few:
+        assert list(m.complaints(healthy)) == []
+    assert 'one action takes over' in next(few[0].complaints({**healthy, 'val_action_entropy': 0.01}))
+    assert 'one action takes over' in next(few[1].complaints({**healthy, 'val_action_entropy': 0.01}))
+    assert 'does not care' in next(few[1].complaints({**healthy, 'val_shuffled_ratio': 1.0}))
+    assert 'collapsed' in next(few[2].complaints({**healthy, 'val_code_usage': 1 / 16}))

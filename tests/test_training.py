@@ -250,6 +250,26 @@ def test_sample_writes_its_pictures(world, actions):
     assert {'strip.png', 'rollout.gif', 'rollout.mp4'} <= {p.name for p in (out / 'samples').iterdir()}
 
 
+def test_actions_are_called_what_the_labels_call_them(world, tmp_path):
+    config, out, _ = world
+    shutil.copytree(out, tmp_path / 'out')
+    path = tmp_path / 'labelled.h5'
+    with h5py.File(recording(path), 'a') as f:
+        f['actions'] = np.arange(len(f['frames'])) % 3
+        f.attrs['action_names'] = ['stay', 'go left', 'jump']
+    with_labels = [config, f'--dataset={path}', f'--out_dir={tmp_path / "out"}']
+    train('dynamics.py', *with_labels, '--action_source=labels', '--max_iters=1')
+    assert checkpoint.best(tmp_path / 'out' / 'dynamics', 'dynamics')['action_names'] == ['stay', 'go left', 'jump']
+    assert 'rollouts of 2 frames' in train('sample.py', *with_labels, '--actions=jump,go left').stdout
+    refused(run('sample.py', *with_labels, '--actions=fly'), 2, 'fly', 'stay, go left, jump')
+    refused(run('sample.py', *with_labels, '--actions=3'), 2, "'3'")
+
+
+def test_what_shuffled_actions_cost_is_logged(world):
+    row = log(world[1], 'dynamics')[-1]
+    assert float(row['val_shuffled_ratio']) == pytest.approx(float(row['val_shuffled_loss']) / float(row['val_loss']))
+
+
 def test_eval_writes_its_card(world):
     config, out, _ = world
     said = train('eval.py', config, '--n_windows=8').stdout
