@@ -371,6 +371,7 @@ if master_process:
     if not code:
         print(f'{stage}: {reason}')
 if ddp:
+    del model                                               # its threads outlive the group, and may abort the exit
     dist.destroy_process_group()
 if code:
     configurator.stop(code, f'{stage}: {reason}')
