@@ -266,11 +266,12 @@ class LatentActionModel(nn.Module):
     is a sword drawn?), and matching costs: how well frame t, shifted by each displacement of a small window, explains
     those pixels.
 
-    The code has to say which displacement explains the change, where one does: there the same motion gets the same code,
-    and what the encoder learned of the picture carries over to where motion says little (a new screen, two things that
-    move at once). It is shown the costs only as far as they explain anything, and for half of the transitions not at all, or
-    it would look at nothing else. What does not move is left to the second task of the code, to tell a decoder what it
-    needs to draw frame t+1 from frame t.
+    The code has to say which displacement explains the change, where one does: there the same motion gets the same code.
+    What the encoder learns of the picture has to carry over to where motion says little: a new screen, a hero who turns
+    on the spot, two things that move at once. So it is shown the costs only as far as they explain anything, and for half of
+    the transitions not at all; to most of these more of frame t+1 is shown than has changed, up to all of it, from which it
+    learns to find the hero among what does not matter. What does not move is left to the second task of the code, to tell a
+    decoder what it needs to draw frame t+1 from frame t.
     """
 
     reach = 4                         # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
@@ -299,7 +300,7 @@ class LatentActionModel(nn.Module):
     @torch.no_grad()
     def compare(self, clip):
         """clip (B,T,C,H,W), S = B*(T-1) -> what there is to see of each transition; nothing is learned here.
-        after (S,4,h,w): frame t+1 where it differs from frame t, and where that is; costs (S,n_costs), normalised;
+        after (S,C,h,w): frame t+1; changed (S,1,h,w): 1 where it differs from frame t, else 0; costs (S,n_costs), normalised;
         explained (S,1): the share of the change that the best displacement explains."""
         B, T, C, H, W = clip.shape
         s = max(1, round(min(H, W) / 64))
@@ -318,15 +319,27 @@ class LatentActionModel(nn.Module):
         still = costs[:, [costs.size(1) // 2]]
         explained = (1 - costs.amin(1, keepdim=True) / (still + 1e-3)).clamp(0, 1)
         costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
-        return torch.cat([b * changed, changed], 1), costs, explained
+        return b, changed, costs, explained
 
-    def latents(self, after, costs, explained):
+    def reveal(self, changed):
+        """A third of the masks (S,1,h,w) as they are, a third with a random box added, a third with everything."""
+        S, _, h, w = changed.shape
+        (top, left), (bottom, right) = torch.rand(S, 2, 2, device=changed.device).sort(1)[0].permute(1, 2, 0)[..., None]
+        rows, columns = ((torch.arange(n, device=changed.device) + 0.5) / n for n in (h, w))
+        box = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
+        third = torch.randint(3, (S, 1, 1), device=changed.device)
+        return torch.maximum(changed, ((third == 1) & box | (third == 2))[:, None].float())
+
+    def latents(self, after, changed, costs, explained):
         """What `compare` returns -> (S,d), each of the d numbers with mean 0 and variance 1 over the batch (over the running
         statistics at evaluation): no code can die, and none can take over, without an auxiliary loss."""
         motion = costs * (explained / 0.75).clamp(max=1) ** 4                        # three quarters is as good as all, in a video
         if self.training:
-            motion = motion * (torch.rand(len(motion), 1, device=motion.device) < 0.5)
-        z = self.encoder(torch.cat([norm(self.after(after).amax((2, 3))), motion], 1)).float()
+            hidden = torch.rand(len(costs), 1, device=costs.device) < 0.5
+            motion = motion.masked_fill(hidden, 0)
+            changed = torch.where(hidden[..., None, None], self.reveal(changed), changed)
+        picture = self.after(torch.cat([after * changed, changed], 1)).amax((2, 3))
+        z = self.encoder(torch.cat([norm(picture), motion], 1)).float()
         if self.training:
             moments = torch.stack([z.mean(0), z.square().mean(0)])
             if dist.is_initialized():                                                # the same statistics on all ranks
@@ -354,8 +367,9 @@ class LatentActionModel(nn.Module):
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
         B, T = clip.shape[:2]
-        after, costs, explained = self.compare(clip)
-        codes, actions = self.fsq(self.latents(after, costs, explained))
+        seen = self.compare(clip)
+        costs, explained = seen[2:]
+        codes, actions = self.fsq(self.latents(*seen))
         # 1. which displacement explains the change? The more it explains, the more it counts
         motion_loss = F.cross_entropy(self.explain(codes).float(), (-12 * costs).softmax(1), reduction='none')
         motion_loss = (explained[:, 0] ** 4 * motion_loss).mean()

@@ -249,22 +249,41 @@ def moved(dx, dy, n=1):
 @pytest.mark.parametrize('dx, dy', [(4, 0), (-4, 0), (0, 4), (0, -4), (2, -3)])
 def test_matching_costs_are_lowest_at_the_true_displacement(dx, dy):
     m = LatentActionModel(LatentActionConfig())
-    _, costs, explained = m.compare(moved(dx, dy))
+    costs, explained = m.compare(moved(dx, dy))[2:]
     assert divmod(int(costs[0].argmin()), 9) == (dy + 4, dx + 4) and explained.item() > 0.5
 
 
 def test_what_no_displacement_explains_counts_little():
     clip = moved(4, 0)
     clip[:, 1] = noise(1, 1, 3, 64, 64)[:, 0]
-    assert LatentActionModel(LatentActionConfig()).compare(clip)[2].item() < 0.3
+    assert LatentActionModel(LatentActionConfig()).compare(clip)[3].item() < 0.3
 
 
 def test_the_encoder_does_not_see_what_the_hero_looked_like_before():
     m, clip = LatentActionModel(LatentActionConfig()), moved(4, 0)
     other = clip.clone()
     other[:, 0, :, 28:36, 28:36] = -0.9                     # another hero in the first frame, in the same place
-    assert torch.equal(m.compare(clip)[0], m.compare(other)[0])
+    for a, b in zip(m.compare(clip)[:2], m.compare(other)[:2]):
+        assert torch.equal(a, b)
     assert not torch.equal(m.compare(clip)[0], m.compare(moved(0, 4))[0])
+
+
+def test_the_encoder_is_shown_what_changed_and_in_training_now_and_then_more():
+    m, seen = LatentActionModel(LatentActionConfig()), []
+    m.after.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    after, changed, costs, explained = m.compare(moved(4, 0, 64))
+    elsewhere = after * changed                             # as it is, but for the pixels that did not change
+    for training in (False, True):
+        m.train(training)
+        m.latents(after, changed, costs, explained)
+        picture, mask = seen[-1][:, :3], seen[-1][:, 3:]
+        assert torch.equal(picture, after * mask)
+        as_it_is, whole = (mask == changed).flatten(1).all(1), mask.flatten(1).all(1)
+        if training:                                        # costs hidden: a half, of it a third each as it is, a box, all
+            assert 0.5 < as_it_is.float().mean() < 0.85 and 0.05 < whole.float().mean() < 0.3
+            assert (~as_it_is & ~whole).any() and (mask >= changed).all()
+        else:
+            assert torch.equal(seen[-1][:, :3], elsewhere)
 
 
 def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
@@ -313,7 +332,7 @@ def first_losses(which):
     return losses[0], losses[-1]
 
 
-GOLDEN = {'tokenizer': (8.2888, 2.22903), 'latent_actions': (4.52378, 3.36298), 'dynamics': (4.46245, 3.87486)}
+GOLDEN = {'tokenizer': (8.2888, 2.22903), 'latent_actions': (4.64762, 3.11524), 'dynamics': (4.46245, 3.87486)}
 
 
 @pytest.mark.parametrize('which', GOLDEN)
