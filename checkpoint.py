@@ -6,7 +6,7 @@ torch.load(weights_only=True) can read it: a checkpoint from a stranger runs no 
 in its own files (one flipped bit loads silently, pytorch #28858), so everything here is read through zipfile first, which does not.
 """
 
-import hashlib, json, math, os, pickle, re, shutil, zipfile
+import hashlib, json, math, os, pickle, re, shutil, signal, time, zipfile
 import torch
 
 FORMAT = 1
@@ -85,7 +85,11 @@ def save(folder, ckpt, keep=3, best=False):
                 os.remove(os.path.join(folder, name))
         if shutil.disk_usage(folder).free < need:
             raise OSError('the disk is full')
-        replace_file(path, lambda f: torch.save(ckpt, f), lambda tmp: load(tmp, ckpt['stage']))
+        def verify(tmp):
+            load(tmp, ckpt['stage'])
+            kill_if_asked('kill_in_save', ckpt['iter'])
+        replace_file(path, lambda f: torch.save(ckpt, f), verify)
+        kill_if_asked('kill_before_prune', ckpt['iter'])
         if best:
             point_best_at(path)
         prune(folder, ckpt['iter'], keep)
@@ -232,6 +236,35 @@ def expect(ckpt, **wanted):
                 raise CheckpointError(ckpt['path'], f'found {was}, expected {now}' + (f' ({name})' if name != key else ''),
                                       'go back to the settings and data it was made with, or start anew with --init_from=scratch')
 
+# settings that decide what is trained; the rest may change on resume, and do at once
+FIXED = ('seed', 'total_batch_size', 'seq_len', 'frame_stride', 'optimizer', 'action_source', 'corrupt')
+
+def expect_config(ckpt, config, allowed=()):
+    """
+    What differs between the settings that ckpt was made with and those of now, as 'learning_rate 0.01 -> 0.0005'.
+    CheckpointError if one of FIXED does and is not in allowed.
+    """
+    was, changes = ckpt['config'], []
+    for key in [k for k in config if k in was and was[k] != config[k]]:
+        if key in FIXED and key not in allowed:
+            raise CheckpointError(ckpt['path'], f'found {key}={was[key]!r}, expected {key}={config[key]!r}',
+                                  f'go back to the setting it was made with, or say --allow_change={key}')
+        changes.append(f'{key} {was[key]} -> {config[key]}')
+    return changes
+
+def go_back(folder, stage):
+    """Makes best.pt the newest checkpoint of folder: what is newer gets the ending .diverged, so that no resume picks it. For the
+    master process only."""
+    best = os.path.join(folder, 'best.pt')
+    iter = load(best, stage)['iter']
+    for i, path in numbered(folder):
+        if i > iter:
+            os.replace(path, path + '.diverged')
+    path = os.path.join(folder, file_name(iter))
+    if not os.path.exists(path): # pruned under its own name
+        shutil.copyfile(best, path + '.tmp0')
+        os.replace(path + '.tmp0', path)
+
 def latest(folder, stage=None):
     """
     The newest good checkpoint of folder, to resume from. Damaged newer ones are renamed to .bad, so that they neither shadow nor push out
@@ -282,3 +315,26 @@ def weights_id(state_dict):
         h.update(f'{name} {t.dtype} {tuple(t.shape)}\n'.encode())
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:16]
+
+# -----------------------------------------------------------------------------
+# faults, for the tests: FAULT=kind@iter, kind@iter+ (from then on) or kind@iter:rank in the environment. Unset, nothing happens
+
+def asked(kind, it):
+    wanted, _, place = os.environ.get('FAULT', '').partition('@')
+    at, _, rank = place.partition(':')
+    return wanted == kind and (it >= int(at[:-1]) if at.endswith('+') else it == int(at)) and rank in ('', os.environ.get('RANK', '0'))
+
+def kill_if_asked(kind, it):
+    if asked(kind, it):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fault(it, loss, model):
+    """Called in every update between forward and backward; returns the loss."""
+    kill_if_asked('kill', it)
+    if asked('raise', it):
+        raise RuntimeError(f'a fault was asked for at iter {it}')
+    if asked('sleep', it):
+        time.sleep(3600)
+    if asked('drift', it):
+        next(model.parameters()).data += 1
+    return loss * math.nan if asked('nan', it) else loss

@@ -24,18 +24,21 @@ def one_of(*choices):
 # what a value must be beyond having the type of its default: keys (* matches anything), words for the message, test
 LIMITS = [
     ('max_iters *_interval eval_iters *_batch_size',         '>= 1', lambda v: v >= 1),
+    ('keep_checkpoints save_seconds ddp_timeout',            '>= 1', lambda v: v >= 1),
     ('n_layer n_head n_embd patch_size frame_stride',        '>= 1', lambda v: v >= 1),
     ('maskgit_steps context_frames',                         '>= 1', lambda v: v >= 1),
     ('seq_len',                                              '>= 2', lambda v: v >= 2),
     ('levels action_levels',                    'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
-    ('learning_rate',                                        '> 0',  lambda v: v > 0),
+    ('learning_rate',                                   'in (0, 10]', lambda v: 0 < v <= 10),
+    ('min_lr_frac corrupt',                              'in [0, 1]', lambda v: 0 <= v <= 1),
     ('seed warmup_iters weight_decay grad_clip temperature', '>= 0', lambda v: v >= 0),
-    ('dropout',                              'in [0, 1)', lambda v: 0 <= v < 1),
+    ('dropout ema_decay',                    'in [0, 1)', lambda v: 0 <= v < 1),
     ('device', 'auto, cpu, cuda, cuda:N or mps',
         lambda v: v in ('auto', 'cpu', 'cuda', 'mps') or v.startswith('cuda:') and v[5:].isdecimal()),
     ('dtype',         *one_of('float32', 'bfloat16', 'float16')),
     ('init_from',     *one_of('scratch', 'resume')),
     ('optimizer',     *one_of('muon', 'adamw')),
+    ('on_diverge',    *one_of('stop', 'rollback')),
     ('action_source', *one_of('latent', 'labels', 'none')),
 ]
 
@@ -181,6 +184,18 @@ def resolve(stem, scripts, argv):
 def digest(config):
     """12 hex digits that tell two resolved configs apart."""
     return hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()[:12]
+
+def number(*texts):
+    """The texts as one whole number of 60 bits, to compare them between processes."""
+    return int(hashlib.sha256('\n'.join(texts).encode()).hexdigest()[:15], 16)
+
+def peak_memory():
+    """Bytes of main memory that this process held at most; 0 where the system does not tell."""
+    try:
+        import resource # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def print_help(stem, keys, docstring):
     print(f'{docstring}\n\nkeys of {stem}.py, any of them in a config file or as --key=value\n'.lstrip())

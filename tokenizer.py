@@ -10,9 +10,12 @@ Reads `dataset`; writes out_dir/tokenizer/: ckpt_*.pt, best.pt, log.csv, status.
 reconstruction below). `python tokenizer.py --help` lists the settings.
 """
 import csv
+import datetime
 import math
 import os
+import shutil
 import signal
+import sys
 import time
 from dataclasses import asdict
 
@@ -44,6 +47,9 @@ n_embd = 128
 temporal = False                  # look at earlier frames of the clip too
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
+allow_change = ''                 # keys, with commas between, that may differ from those of the checkpoint that is resumed
+on_diverge = 'stop'               # 'stop', or 'rollback': on from best.pt at half the rate, at most twice
+dry_run = False                   # a few updates, what the whole run would need, and nothing written
 max_iters = 2500                  # updates
 total_batch_size = 8              # clips an update, over all ranks and micro-batches
 device_batch_size = 8             # clips a micro-batch, at most
@@ -59,6 +65,7 @@ out_dir = 'out/tiny'
 eval_interval = 500               # updates between evaluations, each with a picture and a checkpoint
 eval_iters = 8                    # held-out batches
 log_interval = 50
+save_seconds = 600                # a checkpoint at least this often
 keep_checkpoints = 3              # newest ones, besides best.pt
 wandb_log = False
 wandb_project = 'nanoworlds'
@@ -67,6 +74,7 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 compile = False                   # torch.compile; on a CPU it needs a C++ compiler
+ddp_timeout = 300                 # seconds that a rank waits for the others
 config = configurator.apply(__file__, globals())
 stage = 'tokenizer'
 
@@ -99,7 +107,7 @@ if device_type == 'cuda':
         device = f'cuda:{local_rank}'
         torch.cuda.set_device(device)
 if ddp:
-    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
+    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(seconds=ddp_timeout))
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 torch.manual_seed(seed)                                     # the same initial weights on every rank
 
@@ -112,6 +120,14 @@ def all_mean(x):
     if ddp:
         dist.all_reduce(x)
     return x / world_size
+
+def odd_ranks(*texts):
+    """The ranks whose texts are not those of rank 0."""
+    mine = torch.tensor(configurator.number(*texts), device=device)
+    every = [torch.empty_like(mine) for _ in range(world_size)]
+    if ddp:
+        dist.all_gather(every, mine)
+    return [r for r in range(world_size) if ddp and every[r] != every[0]]
 
 # -----------------------------------------------------------------------------
 # data
@@ -160,7 +176,14 @@ def picture(path):
 # resume, optimizer, compile, DDP
 
 run_dir = os.path.join(out_dir, stage)
-iter_start, best_loss, ckpt = 0, float('inf'), None
+odd = odd_ranks(configurator.digest(config), dataset_id, *parents.values(), checkpoint.weights_id(model.state_dict()))
+if odd:
+    configurator.stop(2, f'{stage}: found ranks {odd} with other settings, data or initial weights than rank 0\n'
+                         'expected the same on all: start every rank with the same command, files and version of torch')
+# what the divergence guard knows; in every checkpoint, or a job that restarts every few hundred updates would never trip it
+guard = dict(best_loss=math.inf, best_iter=0, ema=0.0, seen=0, best_ema=math.inf, above_best=0, above_chance=0, bad_evals=0,
+             skipped=[], rate=1.0, rollbacks=0)
+iter_start, ckpt = 0, None
 if init_from == 'resume':
     try:
         if master_process:                                  # the master chooses, all load the same file
@@ -171,10 +194,11 @@ if init_from == 'resume':
             iter_start = iter_start.item()
         ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
         checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
+        changes = checkpoint.expect_config(ckpt, config, allow_change.split(','))
     except checkpoint.CheckpointError as e:
         configurator.stop(4, e)
-    model.load_state_dict(ckpt['model'])
-    best_loss = ckpt['guard']['best_loss']
+    if master_process:
+        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in changes))
 
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]
@@ -183,17 +207,36 @@ if hidden:                                                  # updates as large a
     optimizers.append(torch.optim.Muon(hidden.values(), learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
-if ckpt:
+raw_model, eval_model = model, ema.module if ema else model
+
+def restore(ckpt):
+    """Weights, optimizer and guard as they were; the learning rate is a function of the iteration and not restored."""
+    raw_model.load_state_dict(ckpt['model'])
     for o, state in zip(optimizers, ckpt['optimizer']):
         o.load_state_dict(state)
     scaler.load_state_dict(ckpt['scaler'])
-    if ema and ckpt['ema']:
-        ema.module.load_state_dict(ckpt['ema'])
+    guard.update(ckpt['guard'])
+    if ema:
+        ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
         ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
+
+if ckpt:
+    restore(ckpt)
     del ckpt                                                # frees the memory
-raw_model, eval_model = model, ema.module if ema else model
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
+    problem = ''
+    try:                                                    # it is lazy: forward and backward fail at their first call
+        with ctx:
+            loss, _ = model(*get_batch('train', 0, 0))
+        loss.backward()
+    except Exception as e:                                  # whatever a compiler raises
+        problem = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:120]}'
+    model.zero_grad(set_to_none=True)
+    if all_mean(torch.tensor(float(bool(problem)), device=device)):     # on any rank: all of them do without
+        model._compiled_call_impl = None
+        if problem:
+            print(f'{stage}: compile failed ({problem}); training goes on without it', flush=True)
 if ddp:
     model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
@@ -218,16 +261,6 @@ def estimate_loss():
         val['val_shuffled_ratio'] = val['val_shuffled_loss'] / max(val['val_loss'], 1e-9)
     return val
 
-def check_ranks():
-    """Stops if a rank's weights are not rank 0's: from then on gradients would be averaged over strangers."""
-    mine = torch.stack([v.float().abs().sum() for v in raw_model.state_dict().values()])
-    every = [torch.empty_like(mine) for _ in range(world_size)]
-    dist.all_gather(every, mine)
-    odd = [r for r in range(world_size) if not torch.equal(every[r], every[0])]
-    if odd:
-        configurator.stop(1, f'{stage}: ranks {odd} hold other weights than rank 0 at iter {it}\n'
-                             'nothing was saved; --init_from=resume goes back to the last checkpoint')
-
 # -----------------------------------------------------------------------------
 # learning-rate schedule
 
@@ -239,10 +272,37 @@ def get_lr(it):
     return learning_rate * (min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 # -----------------------------------------------------------------------------
+# divergence guard
+
+def diverging(loss):
+    """Takes the loss of an update, undivided and over all ranks; returns the rule that the run breaks, or ''."""
+    guard['seen'] += 1
+    guard['ema'] += (loss - guard['ema']) / min(200, guard['seen'])      # at first a plain mean, so no bias to correct
+    if guard['seen'] <= min(1000, max_iters // 50):
+        return ''
+    guard['best_ema'] = min(guard['best_ema'], guard['ema'])
+    guard['above_best'] = guard['above_best'] + 1 if guard['ema'] > 1.3 * guard['best_ema'] else 0
+    guard['above_chance'] = guard['above_chance'] + 1 if chance and guard['ema'] > 1.05 * chance else 0
+    if guard['above_chance'] >= 500:
+        return f'the mean loss {guard["ema"]:.4f} was above chance, {chance:.4f}, for 500 updates'
+    if guard['above_best'] >= 500:
+        return f'the mean loss {guard["ema"]:.4f} was 1.3 times its best, {guard["best_ema"]:.4f}, for 500 updates'
+    return ''
+
+def worse(val_loss):
+    """The same for an evaluation."""
+    guard['bad_evals'] = guard['bad_evals'] + 1 if val_loss > 1.5 * guard['best_loss'] else 0
+    if guard['bad_evals'] >= 3:
+        return f'the held-out loss {val_loss:.4f} was 1.5 times its best, {guard["best_loss"]:.4f}, in 3 evaluations running'
+    return ''
+
+# -----------------------------------------------------------------------------
 # training loop
 
 log_path = os.path.join(run_dir, 'log.csv')
-if master_process:
+n_parameters = sum(p.numel() for p in raw_model.parameters())
+need = 4 * 12 * n_parameters                                # bytes: four checkpoints, each weights and two moments in float32
+if master_process and not dry_run:
     try:
         rows = []
         if init_from == 'scratch' and os.path.exists(run_dir):
@@ -256,39 +316,51 @@ if master_process:
         os.makedirs(os.path.join(run_dir, 'samples'), exist_ok=True)
         with open(log_path, 'w', newline='') as f:
             csv.writer(f).writerows(rows)
+        free = shutil.disk_usage(run_dir).free
     except OSError as e:
         configurator.stop(7, f'{run_dir}: cannot be written: {e}')
+    if free < need:
+        configurator.stop(7, f'{run_dir}: found {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints')
     if wandb_log:
         import wandb
         wandb.init(project=wandb_project, name=f'{out_dir}/{stage}', config=config)
     checkpoint.write_status(run_dir, state='running', iter=iter_start)
-    print(f'{stage}: {sum(p.numel() for p in raw_model.parameters()):,} parameters on {world_size} x {device} in {dtype}, '
+if master_process:
+    print(f'{stage}: {n_parameters:,} parameters on {world_size} x {device} in {dtype}, '
           f'{len(starts["train"]):,} windows to train on, {len(starts["val"]):,} held out, {total_batch_size} an update')
+    passes = max_iters * total_batch_size / len(starts['train'])
+    if passes > 100:
+        print(f'  warning: the run will see each window {passes:.0f} times; it may learn the recording by heart. Record more, or lower max_iters')
+    if device_type == 'cuda' and local_world_size < torch.cuda.device_count():
+        print(f'  warning: {local_world_size} of {torch.cuda.device_count()} GPUs in use; '
+              f'torchrun --standalone --nproc_per_node={torch.cuda.device_count()} {stage}.py uses all')
 
-signals = []                                                # acted upon at the next log line
+signals = []                                                # acted upon after the update
 for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, lambda number, frame: signals.append(number))
 
-it, n_summed, sums, skipped, failed_saves, term, interrupt = iter_start, 0, 0, 0, 0, 0, 0
+it, state, reason, term, failed_saves, saved_iter, window = iter_start, '', '', 0, 0, iter_start, []
 val_columns = estimate_loss()                               # before the first update: a mistake in it shows at once
 if master_process:
     print(f'iter {it}/{max_iters} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val_columns.items()), flush=True)
-t_start = t_log = time.time()
-while it < max_iters and not (term or interrupt or skipped >= 3):
+t_start = t_log = t_saved = time.time()
+while it < max_iters and not state:
     it += 1
-    lr = get_lr(it)
+    lr = guard['rate'] * get_lr(it)
     for o in optimizers:
         for group in o.param_groups:
             group['lr'] = lr
+    sums = 0
     for micro_step in range(grad_accum_steps):
-        batch = get_batch('train', it, micro_step)
+        batch = get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)      # after a rollback: other batches
         torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
         if ddp:
             model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         with ctx:
             loss, metrics = model(*batch)
+        loss = checkpoint.fault(it, loss, raw_model)        # for the tests
         scaler.scale(loss / grad_accum_steps).backward()
-        n_summed, sums = n_summed + 1, sums + torch.stack([loss, *metrics.values()]).detach().float()
+        sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
     for o in optimizers:
         scaler.unscale_(o)
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf).item()    # waits for the GPU
@@ -297,32 +369,51 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
             scaler.step(o)
         if ema:
             ema.update_parameters(raw_model)
-        skipped = 0
     elif scaler.get_scale() <= 1:                           # float16 lowers its scale first
-        skipped += 1
+        guard['skipped'] = [i for i in guard['skipped'] if i > it - 1000] + [it]
         if master_process:
             print(f'iter {it}: the gradient is not finite; update skipped', flush=True)
+        if len(guard['skipped']) >= 10 or guard['skipped'][-3:] == [it - 2, it - 1, it]:
+            state, reason = 'nonfinite', f'gradients were not finite in updates {guard["skipped"]}\nlower learning_rate; --init_from=resume'
     scaler.update()
     for o in optimizers:
         o.zero_grad(set_to_none=True)
 
-    # what follows happens at log lines: log, evaluate, save, stop
+    # one small all-reduce an update: the loss of all ranks, was any told to stop, is it time to save
+    flags = [signal.SIGTERM in signals, signal.SIGINT in signals, master_process and time.time() - t_saved > save_seconds]
+    *means, term, interrupt, overdue = all_mean(torch.cat([sums / grad_accum_steps, torch.tensor(flags).to(sums)])).tolist()
+    if math.isfinite(means[0]):
+        window.append(means)
+        reason = reason or diverging(means[0])
+        state = state or 'diverged' * bool(reason)
+    state = state or 'interrupted' * bool(term or interrupt)
+
+    # what follows happens at log lines: log, evaluate, save, go back
     evaluating = it % eval_interval == 0 or it == max_iters
-    if it % log_interval and not evaluating and skipped < 3:
+    saving = evaluating or overdue or state == 'interrupted'
+    if dry_run and it == iter_start + 1:
+        t_log, window = time.time(), []                     # the first update also warms up
+    if dry_run and it == min(iter_start + 4, max_iters):
+        break
+    if it % log_interval and not saving and not state:
         continue
-    flags = torch.tensor([s in signals for s in (signal.SIGTERM, signal.SIGINT)]).to(sums)
-    *means, term, interrupt = all_mean(torch.cat([sums / n_summed, flags])).tolist()     # so all ranks stop at the same iter
-    now = time.time()
-    dt = (now - t_log) * grad_accum_steps / n_summed        # seconds an update
-    eta = (now - t_start) / (it - iter_start) * (max_iters - it)
+    now, n = time.time(), max(1, len(window))
+    dt, eta = (now - t_log) / n, (now - t_start) / (it - iter_start) * (max_iters - it)   # seconds an update, seconds to go
+    means = np.mean(window, 0).tolist() if window else [math.nan] * len(means)
     row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
-    n_summed, sums, val, best = 0, 0, {}, False
-    if ddp and (evaluating or term or interrupt):
-        check_ranks()
+    window, val, best = [], {}, False
+    odd = saving and odd_ranks(checkpoint.weights_id(raw_model.state_dict()))
+    if odd:                                                 # gradients would be averaged over strangers
+        configurator.stop(1, f'{stage}: found other weights on ranks {odd} than on rank 0 at iter {it}, expected the same\n'
+                             'nothing was saved; --init_from=resume goes back to the last checkpoint')
     if evaluating:
         val = estimate_loss()
-        best = val['val_loss'] < best_loss
-        best_loss = min(best_loss, val['val_loss'])
+        best = val['val_loss'] < guard['best_loss']
+        if best:
+            guard.update(best_loss=val['val_loss'], best_iter=it)
+        if not state:
+            reason = worse(val['val_loss'])
+            state = 'diverged' * bool(reason)
     if master_process:
         line = f'iter {it}/{max_iters} | loss {means[0]:.4f}' + (f' (chance {chance:.3f})' if chance else '')
         line += ''.join(f' | {k} {row[k]:.3g}' for k in metrics) + f' | lr {lr:.1e} | norm {grad_norm:.2f} | {1000 * dt:.0f} ms'
@@ -332,40 +423,75 @@ while it < max_iters and not (term or interrupt or skipped >= 3):
             for sentence in raw_model.complaints(val):
                 print(f'  warning: {sentence}', flush=True)
         logged = {**row, **(val or dict.fromkeys(val_columns, ''))}
-        with open(log_path, 'a', newline='') as f:
-            csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
+        try:
+            with open(log_path, 'a', newline='') as f:
+                csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
+        except OSError as e:
+            print(f'  warning: {log_path}: cannot be written: {e}', flush=True)
         if wandb_log:
             wandb.log({k: v for k, v in logged.items() if v != ''}, step=it)
-    if master_process and (evaluating or term or interrupt) and not skipped:
-        try:
-            if evaluating:
-                picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
-            checkpoint.save(run_dir, dict(
-                stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
-                ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
-                scaler=scaler.state_dict(), guard=dict(best_loss=best_loss), metrics={**row, **val}, data_id=dataset_id,
-                parents=parents, **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
-            ), keep_checkpoints, best)
-            failed_saves = 0
-            checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
-        except (checkpoint.DiskError, data.DiskError) as e:
-            failed_saves += 1
-            print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
-        except checkpoint.CheckpointError as e:             # weights that are not finite, for one: never written
-            checkpoint.write_status(run_dir, state='nonfinite', iter=it, reason=str(e))
-            configurator.stop(6, f'{e}\nnothing was replaced; lower learning_rate, --init_from=resume')
+    if saving:
+        problem = 0
+        if master_process:
+            try:
+                checkpoint.save(run_dir, dict(
+                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
+                    ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
+                    scaler=scaler.state_dict(), guard=dict(guard), metrics={**row, **val}, data_id=dataset_id, parents=parents,
+                    **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
+                ), keep_checkpoints, best)
+                checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
+                if evaluating:
+                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
+            except (checkpoint.DiskError, data.DiskError) as e:
+                problem = 1
+                print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
+            except checkpoint.CheckpointError as e:         # weights that are not finite, for one: never written
+                problem = 2
+                print(e, flush=True)
+        problem = round(all_mean(torch.tensor(float(problem), device=device)).item() * world_size)
+        failed_saves, saved_iter, t_saved = (failed_saves + 1, saved_iter, time.time()) if problem else (0, it, time.time())
+        if problem == 2:
+            state, reason = 'nonfinite', f'the weights of iter {it} are not fit to be saved; nothing was replaced\nlower learning_rate; --init_from=resume'
+        elif failed_saves >= 3 or problem and (state or it == max_iters):
+            state, reason = 'io_error', f'{failed_saves} checkpoints in a row could not be written, up to iter {it}'
+    if state == 'diverged' and os.path.exists(os.path.join(run_dir, 'best.pt')):
+        if master_process:
+            checkpoint.go_back(run_dir, stage)              # best.pt is the newest now; later ones are called .diverged
+        if ddp:
+            dist.barrier()
+        if on_diverge == 'rollback' and guard['rollbacks'] < 2:
+            rate, rollbacks = guard['rate'] / 2, guard['rollbacks'] + 1
+            ckpt = checkpoint.load(os.path.join(run_dir, 'best.pt'), stage)
+            restore(ckpt)
+            guard.update(rate=rate, rollbacks=rollbacks)
+            if master_process:
+                print(f'iter {it}: {reason}\nrollback {rollbacks} to iter {ckpt["iter"]} at {rate} times the learning rate', flush=True)
+            it, state, reason = ckpt['iter'], '', ''
+            del ckpt
     t_log = time.time()
 
 minutes = (time.time() - t_start) / 60
-state, code, reason = 'done', 0, f'{it} updates, {minutes:.1f} minutes, best held-out loss {best_loss:.4f}; see {run_dir}'
-if skipped >= 3:
-    state, code, reason = 'nonfinite', 6, f'three gradients in a row were not finite, up to iter {it}\nlower learning_rate; --init_from=resume'
-elif failed_saves:
-    state, code, reason = 'io_error', 7, f'the checkpoint of iter {it} could not be written'
-elif term or interrupt:
-    state, code, reason = 'interrupted', 143 if term else 130, f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
-if master_process:
-    checkpoint.write_status(run_dir, state=state, iter=it, reason=reason)
+best_path = os.path.join(run_dir, 'best.pt')
+code = {'': 0, 'diverged': 5, 'nonfinite': 6, 'io_error': 7, 'interrupted': 143 if term else 130}[state]
+if dry_run:
+    if master_process:
+        seconds = (time.time() - t_log) / max(1, len(window))
+        peak = torch.cuda.max_memory_allocated() if device_type == 'cuda' else configurator.peak_memory()
+        free = shutil.disk_usage(next(p for p in (run_dir, out_dir, '.') if os.path.exists(p))).free
+        print(f'dry run: {1000 * seconds:.0f} ms an update, {seconds * max_iters / 60:.1f} minutes for {max_iters} of them; '
+              f'memory at its peak {peak / 1e9:.2f} GB a rank\n'
+              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {free / 1e6:.0f} MB that are free\n'
+              'nothing was written')
+elif master_process:
+    if not code:
+        reason = f'{it} updates, {minutes:.1f} minutes, best held-out loss {guard["best_loss"]:.4f}; see {run_dir}'
+    elif state == 'interrupted':
+        reason = f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
+    elif state == 'diverged':
+        reason += (f'\ngo back to iter {guard["best_iter"]}: python {stage}.py {" ".join(sys.argv[1:])} --init_from=resume --learning_rate={learning_rate / 2:g}'
+                   if os.path.exists(best_path) else '\nno checkpoint was written before that; start anew with a lower learning_rate')
+    checkpoint.write_status(run_dir, state=state or 'done', iter=it, saved_iter=saved_iter, reason=reason, resume_from=best_path if state == 'diverged' else '')
     if wandb_log:
         wandb.finish()
     if not code:

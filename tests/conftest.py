@@ -1,0 +1,47 @@
+"""Marks `row(n)`: the row of the fault matrix that a test covers. `make faults` runs those alone and writes faults.json."""
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROWS, FIGURES = {}, {}                  # row -> [survived, tried]; what tests measured
+started = time.time()
+
+
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=3, help='SIGKILLs at random times')
+    parser.addoption('--faults_json', default='', help='where to write what became of the fault matrix')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'row(n, ...): the rows of the fault matrix that the test covers')
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.when == 'call' or report.outcome == 'failed':
+        for mark in item.iter_markers('row'):
+            for n in mark.args:
+                survived, tried = ROWS.get(n, (0, 0))
+                ROWS[n] = (survived + (report.outcome == 'passed'), tried + 1)
+
+
+@pytest.fixture(scope='session')
+def figures():
+    return FIGURES
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption('--faults_json')
+    if path:
+        survived = [n for n, (good, tried) in ROWS.items() if good == tried]
+        result = dict(rows=40, rows_tried=len(ROWS), rows_survived=len(survived), cases_tried=sum(t for _, t in ROWS.values()),
+                      cases_survived=sum(s for s, _ in ROWS.values()), **FIGURES, minutes=round((time.time() - started) / 60, 2),
+                      cores=os.cpu_count(), by_row={n: ROWS[n] for n in sorted(ROWS)})
+        Path(path).write_text(json.dumps(result, indent=1) + '\n')
+        print(f'\n{path}: {result["cases_survived"]} of {result["cases_tried"]} cases, {len(survived)} of {len(ROWS)} rows survived')
