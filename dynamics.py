@@ -44,6 +44,7 @@ frame_stride = 1                  # every how many frames of the recording
 n_layer = 4
 n_head = 4
 n_embd = 128
+jump_share = 0.25                 # of a batch: windows in which the scene changes, drawn for their own sake
 corrupt = 0.1                     # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
@@ -193,11 +194,18 @@ def gather(picks, length):
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
     return tokens, all_actions[index[:, :-1]].long()
 
+# windows in which most of the picture changes at once: a new screen. Seldom, and most of the error
+new_scene = ((all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1) > tokenizer.n_tokens / 2).cpu().numpy()
+jumps = starts['train'][np.any([new_scene[starts['train'] + i * frame_stride] for i in range(seq_len - 1)], 0)]
+
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
-    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share:share + device_batch_size]
-    return gather(picks, seq_len)
+    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
+    if split == 'train' and len(jumps):
+        n = int(jump_share * total_batch_size)
+        picks[:n] = data.draw(jumps, n, seed, 2, it)
+    return gather(picks[share:share + device_batch_size], seq_len)
 
 # -----------------------------------------------------------------------------
 # model

@@ -117,6 +117,7 @@ def test_retention(tmp_path, keep):
         checkpoint.save(tmp_path, make(i), keep=keep)
     assert names(tmp_path) == [checkpoint.file_name(i) for i in range(7 - keep, 7)]
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize('keep', [1, 2, 3])
 def test_damaged_newer_files_push_out_nothing(tmp_path, keep):
     checkpoint.save(tmp_path, make(1))
@@ -176,6 +177,7 @@ for limit in (1000, 9000, int(sys.argv[4]) - 10): # bytes: it fails in the first
         print('DiskError', len(str(e).splitlines()), 'MB free' in str(e), 'ckpt_00000020.pt' in str(e))
 '''
 
+@pytest.mark.row(28)
 @pytest.mark.skipif(os.name == 'nt', reason='RLIMIT_FSIZE')
 def test_disk_full(tmp_path):
     size = os.path.getsize(checkpoint.save(tmp_path, make(10)))
@@ -189,6 +191,7 @@ def test_disk_nearly_full(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match='1 MB free, expected 2 MB'):
         checkpoint.save(tmp_path, make())
 
+@pytest.mark.row(29)
 def test_folder_is_a_file(tmp_path):
     (tmp_path / 'out').write_text('')
     with pytest.raises(DiskError):
@@ -266,6 +269,7 @@ CASES = {
     'numpy':       (lambda p: make(20, format=1, metrics=np.float64(1)), 'found Python objects'),
 }
 
+@pytest.mark.row(22, 23, 24, 25)
 @pytest.mark.parametrize('name', CASES)
 def test_damaged(tmp_path, capsys, name):
     content, reason = CASES[name]
@@ -296,6 +300,7 @@ def test_damaged(tmp_path, capsys, name):
 def test_missing_file(tmp_path):
     assert 'no such file' in refusal(tmp_path / 'x.pt')
 
+@pytest.mark.row(23)
 def test_every_bit_flip_is_harmless_or_refused(tmp_path):
     """Anywhere in the file: the checkpoint loads as it was written, or is refused; never other values."""
     ckpt = make(20, model={'w': torch.arange(6.0)}, optimizer=None)
@@ -319,6 +324,7 @@ def test_truncated_anywhere(tmp_path):
         open(path, 'wb').write(data[:size])
         refusal(path)
 
+@pytest.mark.row(27)
 def test_all_damaged(tmp_path):
     for i in (10, 20):
         (tmp_path / checkpoint.file_name(i)).write_bytes(b'')

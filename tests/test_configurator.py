@@ -146,6 +146,7 @@ def test_help(repo):
 # -----------------------------------------------------------------------------
 # what is refused
 
+@pytest.mark.row(37)
 @pytest.mark.parametrize('argv, words', [
     (['--learing_rate=1e-3'], ['learing_rate', "did you mean 'learning_rate'?"]),
     (['--qqqqqq=1'], ['qqqqqq', '--help']),
@@ -181,6 +182,7 @@ def test_refused_on_the_command_line(repo, argv, words):
     message = refused(repo, *argv)
     assert all(word in message for word in words), message
 
+@pytest.mark.row(37)
 @pytest.mark.parametrize('source, words', [
     ('learing_rate = 1e-3', ['config/a.py', "'learing_rate'", "did you mean 'learning_rate'?"]),
     ('dynamcs = dict(n_layer=3)', ["'dynamcs'", "did you mean 'dynamics'?"]),

@@ -233,6 +233,7 @@ WRONG = dict(
 )
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize('case', WRONG)
 def test_refused(case, tmp_path):
     build, words = WRONG[case]
