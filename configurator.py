@@ -29,7 +29,7 @@ LIMITS = [
     ('seq_len',                                              '>= 2', lambda v: v >= 2),
     ('levels action_levels',                    'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
     ('learning_rate',                                        '> 0',  lambda v: v > 0),
-    ('seed warmup_iters weight_decay grad_clip temperature', '>= 0', lambda v: v >= 0),
+    ('seed warmup_iters weight_decay grad_clip temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('dropout',                              'in [0, 1)', lambda v: 0 <= v < 1),
     ('jump_share',                           'in [0, 1]', lambda v: 0 <= v <= 1),
     ('device', 'auto, cpu, cuda, cuda:N or mps',
