@@ -19,5 +19,5 @@ action_levels = (2, 2, 2)         # 8 actions
 n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=6000, learning_rate=5e-3, total_batch_size=2, device_batch_size=2)
-latent_actions = dict(max_iters=200, learning_rate=3e-3, total_batch_size=32, device_batch_size=32)
+latent_actions = dict(max_iters=200, learning_rate=3e-3, patch_size=8, total_batch_size=32, device_batch_size=32)
 dynamics = dict(max_iters=3000, learning_rate=4e-3, total_batch_size=2, device_batch_size=2)
