@@ -1,12 +1,13 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
 # make test    a fresh machine -> .venv, the whole test suite
+# make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
 PYTHON ?= python3
 BIN = .venv/bin
 CONFIG = config/tiny.py
 OUT = out/tiny
 
 .DEFAULT_GOAL = all
-.PHONY: all test clean
+.PHONY: all test faults clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -34,6 +35,9 @@ data/tiny.h5: | .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+faults: .venv/installed
+	$(BIN)/python -m pytest -q tests --faults_only --kills=20 --faults_json=faults.json
 
 clean:
 	rm -rf out data/tiny.*

@@ -31,7 +31,7 @@ LIMITS = [
     ('levels action_levels',                    'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
     ('learning_rate',                                   'in (0, 10]', lambda v: 0 < v <= 10),
     ('min_lr_frac corrupt jump_share',                   'in [0, 1]', lambda v: 0 <= v <= 1),
-    ('seed warmup_iters weight_decay grad_clip temperature', '>= 0', lambda v: v >= 0),
+    ('seed warmup_iters weight_decay grad_clip temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('dropout ema_decay',                    'in [0, 1)', lambda v: 0 <= v < 1),
     ('device', 'auto, cpu, cuda, cuda:N or mps',
         lambda v: v in ('auto', 'cpu', 'cuda', 'mps') or v.startswith('cuda:') and v[5:].isdecimal()),

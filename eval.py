@@ -222,6 +222,11 @@ if action_source == 'latent' and recording.actions is not None and recording.act
     label_names = recording.action_names or [str(i) for i in range(n_labels)]
     align('align', codes, labels)
     align('align.moved', codes[moved], labels[moved])
+    rows = [('all', 'align', len(codes)), ('where something moved', 'align.moved', moved.sum())]
+    walked = moved & np.isin(labels, [i for i, name in enumerate(label_names) if name in ('up', 'down', 'left', 'right')])
+    if walked.sum() > 1:
+        align('align.walked', codes[walked], labels[walked])
+        rows.append(('of these: up, down, left, right', 'align.walked', walked.sum()))
     table = confusion(codes[moved], labels[moved])
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=table.tolist())
@@ -343,7 +348,7 @@ if 'obey' in report:
 if 'align' in report:
     share = np.bincount(labels[moved]).max() / moved.sum()
     card += ['', '| latent actions against the true ones | NMI | accuracy | from 200 labels | one to one | transitions |', '|---|---|---|---|---|---|']
-    for title, key, n in (('all', 'align', len(codes)), ('where something moved', 'align.moved', moved.sum())):
+    for title, key, n in rows:
         card.append(f'| {title} | ' + ' | '.join(f(f'{key}.{k}', 3) for k in ('nmi', 'accuracy', 'from_200', 'one_to_one')) + f' | {n} |')
     card += [f'| baseline: one code for all, where something moved | 0 | {share:.3f} | {share:.3f} | {share:.3f} | |',
              '', '| action, its name | ' + ' | '.join(label_names) + ' |', '|---' * (n_labels + 1) + '|']

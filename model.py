@@ -84,21 +84,22 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Space attention (within a frame), time attention (one patch through the frames, if temporal), MLP; pre-norm."""
+    """Space attention (within a frame, if spatial), time attention (one patch through the frames, if temporal), MLP; pre-norm."""
 
-    def __init__(self, n_embd, n_head, temporal, grid_width):
+    def __init__(self, n_embd, n_head, temporal, grid_width, spatial=True):
         super().__init__()
         self.grid_width = grid_width                                                 # patches in a row of the frame
-        self.space = Attention(n_embd, n_head)
+        self.space = Attention(n_embd, n_head) if spatial else None
         self.time = Attention(n_embd, n_head) if temporal else None
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
 
     def forward(self, x, time=None, allowed=None, past=None, keep=None):
         """x (B,T,N,D). The others are for time attention, see Attention; without them it is causal over T."""
         B, T, N, D = x.shape
-        n = torch.arange(N, device=x.device)
-        # by row and column, so that "the patch to the left" is learned once and not for every place
-        x = x + self.space(norm(x).view(B * T, N, D), (n // self.grid_width, n % self.grid_width)).view(B, T, N, D)
+        if self.space is not None:
+            n = torch.arange(N, device=x.device)
+            # by row and column, so that "the patch to the left" is learned once and not for every place
+            x = x + self.space(norm(x).view(B * T, N, D), (n // self.grid_width, n % self.grid_width)).view(B, T, N, D)
         if self.time is not None:
             if time is None:
                 time = torch.arange(T, device=x.device)
@@ -177,7 +178,7 @@ class TokenizerConfig:
     patch_size: int = 8
     levels: tuple = (4, 4, 4, 4, 4)
     n_layer: int = 2                  # of the decoder
-    n_layer_encoder: int = 1          # shallow: a patch's token then says little about the others, and stays when they change
+    n_layer_encoder: int = 0          # 0: a patch's token is a function of the patch alone, and stays when others change
     n_head: int = 4
     n_embd: int = 128
     temporal: bool = False            # look at earlier frames too (Genie's choice); False: a frame is a frame
@@ -196,8 +197,8 @@ class Tokenizer(nn.Module):
         self.vocab_size = self.fsq.vocab_size
         patch, d = 3 * c.patch_size ** 2, len(c.levels)
         self.embed = nn.Linear(patch, c.n_embd)
-        self.enc_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
-        self.enc_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size) for _ in range(c.n_layer_encoder))
+        self.enc_blocks = nn.ModuleList([Block(c.n_embd, c.n_head, False, c.width // c.patch_size, spatial=False)])
+        self.enc_blocks.extend(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size) for _ in range(c.n_layer_encoder))
         self.to_latent = nn.Linear(c.n_embd, d)
         self.from_code = nn.Linear(d, c.n_embd)
         self.dec_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
@@ -206,7 +207,7 @@ class Tokenizer(nn.Module):
         init_weights(self)
 
     def latents(self, clip):
-        x = self.embed(patchify(clip, self.config.patch_size)) + self.enc_pos
+        x = self.embed(patchify(clip, self.config.patch_size))
         for block in self.enc_blocks:
             x = block(x)
         return self.to_latent(norm(x)).float()
