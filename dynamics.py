@@ -397,6 +397,9 @@ if master_process and not dry_run:
                 rows = list(csv.reader(f))
             rows = rows[:1] + [r for r in rows[1:] if r and int(r[0]) <= iter_start]
         os.makedirs(os.path.join(run_dir, 'samples'), exist_ok=True)
+        for name in os.listdir(os.path.join(run_dir, 'samples')):
+            if name.endswith('.tmp'):                       # left by a process that was killed
+                os.remove(os.path.join(run_dir, 'samples', name))
         with open(log_path, 'w', newline='') as f:
             csv.writer(f).writerows(rows)
         free = shutil.disk_usage(run_dir).free

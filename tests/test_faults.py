@@ -408,3 +408,13 @@ def test_another_tokenizer_than_the_dynamics_was_trained_with(world, tmp_path):
     for script in ('sample.py', 'eval.py'):
         refused(run(script, world[0], f'--out_dir={out}'), 4, *ids)
     refused(run('dynamics.py', world[0], f'--out_dir={out}', '--init_from=resume'), 4, *ids)
+
+
+@row(25)
+def test_nothing_else_reads_a_pickle():
+    for path in ROOT.glob('*.py'):
+        text = path.read_text()
+        for call, needs in (('torch.load(', 'weights_only=True'), ('np.load(', 'allow_pickle=False')):
+            for args in re.findall(re.escape(call) + r'[^\n]*', text):
+                assert needs in args or '`' in args, f'{path.name}: {args}'
+        assert not re.search(r'weights_only=False|allow_pickle=True|pickle\.loads?\(|(?<![\w.])eval\(|_object\(', text), path.name
