@@ -41,7 +41,8 @@ frame_stride = 1                  # every how many frames of the recording
 n_layer = 4
 n_head = 4
 n_embd = 128
-jump_share = 0.25                 # of a batch: windows in which the scene changes, drawn for their own sake
+scene_share = 0.25                # of a batch: windows in which the scene changes, drawn for their own sake
+turn_share = 0.5                  # of a batch: windows in which the action does; both are rare, and matter
 corrupt = 0.1                     # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
@@ -178,17 +179,28 @@ def gather(picks, length):
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
     return tokens, all_actions[index[:, :-1]].long()
 
-# windows in which most of the picture changes at once: a new screen. Seldom, and most of the error
-new_scene = ((all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1) > tokenizer.n_tokens / 2).cpu().numpy()
-jumps = starts['train'][np.any([new_scene[starts['train'] + i * frame_stride] for i in range(seq_len - 1)], 0)]
+# what is rare and matters: a new scene (most of the error), and a new action that does something (walking on says little
+# about what an action does; a player at the keyboard turns at once)
+changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1)
+new_scene = (changes > tokenizer.n_tokens / 2).cpu().numpy()
+new_action = ((all_actions[:-frame_stride] != all_actions[frame_stride:])[:len(changes) - frame_stride] & (changes[frame_stride:] > 0)).cpu().numpy()
+
+def windows_with(event, n):
+    """The training windows that have it in one of their first n transitions."""
+    return starts['train'][np.any([event[starts['train'] + i * frame_stride] for i in range(n)] or [np.zeros(len(starts['train']), bool)], 0)]
+
+rare = [(int(scene_share * total_batch_size), windows_with(new_scene, seq_len - 1)),
+        (int(turn_share * total_batch_size), windows_with(new_action, seq_len - 2))]
 
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
-    if split == 'train' and len(jumps):
-        n = int(jump_share * total_batch_size)
-        picks[:n] = data.draw(jumps, n, seed, 2, it)
+    place = 0
+    for kind, (n, windows) in enumerate(rare):
+        if split == 'train' and len(windows):
+            picks[place:place + n] = data.draw(windows, n, seed, 2 + kind, it)
+            place += n
     return gather(picks[share:share + device_batch_size], seq_len)
 
 # -----------------------------------------------------------------------------
