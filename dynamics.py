@@ -49,7 +49,7 @@ maskgit_steps = 8
 temperature = 0.5                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 3000                  # updates
+max_iters = 3300                  # updates
 total_batch_size = 4              # clips an update, over all ranks and micro-batches
 device_batch_size = 4             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'

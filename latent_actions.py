@@ -43,7 +43,7 @@ n_head = 4
 n_embd = 128
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 200                   # updates
+max_iters = 120                   # updates
 total_batch_size = 32             # clips an update, over all ranks and micro-batches
 device_batch_size = 32            # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'

@@ -44,7 +44,7 @@ n_embd = 128
 temporal = False                  # look at earlier frames of the clip too
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 2500                  # updates
+max_iters = 2000                  # updates
 total_batch_size = 8              # clips an update, over all ranks and micro-batches
 device_batch_size = 8             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
