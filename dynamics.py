@@ -183,11 +183,12 @@ def gather(picks, length):
 # about what an action does; a player at the keyboard turns at once)
 changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1)
 new_scene = (changes > tokenizer.n_tokens / 2).cpu().numpy()
-new_action = ((all_actions[:-frame_stride] != all_actions[frame_stride:])[:len(changes) - frame_stride] & (changes[frame_stride:] > 0)).cpu().numpy()
+new_action = ((all_actions[:-2 * frame_stride] != all_actions[frame_stride:-frame_stride]) & (changes[frame_stride:] > 0)).cpu().numpy()
 
 def windows_with(event, n):
     """The training windows that have it in one of their first n transitions."""
-    return starts['train'][np.any([event[starts['train'] + i * frame_stride] for i in range(n)] or [np.zeros(len(starts['train']), bool)], 0)]
+    first = starts['train']
+    return first[np.any([event[first + i * frame_stride] for i in range(n)], 0)] if n else first[:0]
 
 rare = [(int(scene_share * total_batch_size), windows_with(new_scene, seq_len - 1)),
         (int(turn_share * total_batch_size), windows_with(new_action, seq_len - 2))]

@@ -227,9 +227,10 @@ if action_source == 'latent' and recording.actions is not None and recording.act
     if walked.sum() > 1:
         align('align.walked', codes[walked], labels[walked])
         rows.append(('of these: up, down, left, right', 'align.walked', walked.sum()))
-    if (changed > 0.1).sum() > 1:
-        align('align.scene', codes[changed > 0.1], labels[changed > 0.1])
-        rows.append(('where the scene moved: over a tenth of the pixels', 'align.scene', (changed > 0.1).sum()))
+    scene = changed > 0.1
+    if scene.sum() > 1:
+        align('align.scene', codes[scene], labels[scene])
+        rows.append(('where the scene moved: over a tenth of the pixels', 'align.scene', scene.sum()))
     table = confusion(codes[moved], labels[moved])
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=table.tolist())

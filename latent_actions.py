@@ -49,7 +49,7 @@ device_batch_size = 32            # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 learning_rate = 3e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
-warmup_iters = 20             
+warmup_iters = 20
 weight_decay = 0.0
 grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
