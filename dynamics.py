@@ -35,23 +35,22 @@ from model import Dynamics, DynamicsConfig, load_stage
 # data
 dataset = 'data/tiny.h5'          # made by data.py
 action_source = 'latent'          # 'latent' (stage 2), 'labels' (the dataset's own) or 'none'
-seq_len = 3                       # frames in a clip: seq_len - 1 of context at most, and the next one
+seq_len = 3                       # frames in a clip: seq_len - 1 of the past, and the next one
 frame_stride = 1                  # every how many frames of the recording
 # model
 n_layer = 4
 n_head = 4
 n_embd = 128
-scene_share = 0.25                # of a batch: windows in which the scene changes, drawn for their own sake
-turn_share = 0.5                  # of a batch: windows in which the action does; both are rare, and matter
+scene_share = 0.125               # of a batch: windows that end in a new scene; rare otherwise, and most of the error
 corrupt = 0.1                     # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
 temperature = 0.5                 # 0 = the most likely token
 # training
 init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-max_iters = 3300                  # updates
-total_batch_size = 4              # clips an update, over all ranks and micro-batches
-device_batch_size = 4             # clips a micro-batch, at most
+max_iters = 7000                  # updates
+total_batch_size = 8              # clips an update, over all ranks and micro-batches
+device_batch_size = 8             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 learning_rate = 5e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
@@ -179,29 +178,16 @@ def gather(picks, length):
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
     return tokens, all_actions[index[:, :-1]].long()
 
-# what is rare and matters: a new scene (most of the error), and a new action that does something (walking on says little
-# about what an action does; a player at the keyboard turns at once)
-changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1)
-new_scene = (changes > tokenizer.n_tokens / 2).cpu().numpy()
-new_action = ((all_actions[:-2 * frame_stride] != all_actions[frame_stride:-frame_stride]) & (changes[frame_stride:] > 0)).cpu().numpy()
-
-def windows_with(event, n):
-    """The training windows that have it in one of their first n transitions."""
-    first = starts['train']
-    return first[np.any([event[first + i * frame_stride] for i in range(n)], 0)] if n else first[:0]
-
-rare = [(int(scene_share * total_batch_size), windows_with(new_scene, seq_len - 1)),
-        (int(turn_share * total_batch_size), windows_with(new_action, seq_len - 2))]
+changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1).cpu().numpy()    # tokens, from each frame to the next
+new_scene = starts['train'][changes[starts['train'] + (seq_len - 2) * frame_stride] > tokenizer.n_tokens / 2]
 
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
-    place = 0
-    for kind, (n, windows) in enumerate(rare):
-        if split == 'train' and len(windows):
-            picks[place:place + n] = data.draw(windows, n, seed, 2 + kind, it)
-            place += n
+    n = int(scene_share * total_batch_size)
+    if split == 'train' and n and len(new_scene):
+        picks[:n] = data.draw(new_scene, n, seed, 2, it)
     return gather(picks[share:share + device_batch_size], seq_len)
 
 # -----------------------------------------------------------------------------
