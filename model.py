@@ -416,22 +416,35 @@ class Dynamics(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        # a table for every age, one below the other; the last row of each is the mask / an action that is not known
-        self.tokens = nn.Embedding(c.seq_len * (c.vocab_size + 1), c.n_embd)
+        # a large vocabulary is written with two digits, each embedded and predicted by itself: 2 * 256 instead of 65,536
+        self.n_digits = 1 if c.vocab_size <= 4096 else 2
+        self.base = math.ceil(c.vocab_size ** (1 / self.n_digits))
+        # a table for every age (and digit), one below the other; the last row of each is the mask / an action that is not known
+        self.tokens = nn.Embedding(c.seq_len * self.n_digits * (self.base + 1), c.n_embd)
         self.actions = nn.Embedding(c.seq_len * (c.n_actions + 1), c.n_embd)
         self.pos = nn.Parameter(0.02 * torch.randn(c.n_tokens, c.n_embd))
         self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False, c.grid_width) for _ in range(c.n_layer))
-        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        self.head = nn.Linear(c.n_embd, self.n_digits * self.base, bias=False)
         init_weights(self)
+
+    def digits(self, tokens):
+        """tokens (...) -> (...,n_digits), the lowest first."""
+        return tokens[..., None] // self.base ** torch.arange(self.n_digits, device=tokens.device) % self.base
+
+    def logits(self, x):
+        """What trunk returns (...,D) -> (...,n_digits,base), float32."""
+        return self.head(x).float().unflatten(-1, (self.n_digits, self.base))
 
     def trunk(self, tokens, actions):
         """tokens (B,T,N): the past and, last, the new frame with its masks; actions (B,T-1) between them; T = seq_len
         -> (B,N,D) for the new frame."""
         c = self.config
         led_to = F.pad(actions, (1, 0), value=c.n_actions)                           # the first one's is not known
-        age = torch.arange(c.seq_len, device=tokens.device)[:, None]
-        x = self.tokens(tokens + age * (c.vocab_size + 1)).sum(1) + self.actions(led_to[..., None] + age * (c.n_actions + 1)).sum(1)
-        x = (x + self.pos)[:, None]
+        age = torch.arange(c.seq_len, device=tokens.device)
+        table = torch.arange(c.seq_len * self.n_digits, device=tokens.device).view(c.seq_len, 1, self.n_digits)
+        rows = torch.where(tokens[..., None] == c.vocab_size, self.base, self.digits(tokens)) + table * (self.base + 1)
+        action = self.actions(led_to + age * (c.n_actions + 1)).sum(1)
+        x = (self.tokens(rows).sum((1, 3)) + action[:, None] + self.pos)[:, None]    # (B,1,N,D)
         for block in self.blocks:
             x = block(x)
         return norm(x)[:, 0]
@@ -454,7 +467,9 @@ class Dynamics(nn.Module):
         frames = torch.cat([past, target.masked_fill(mask, c.vocab_size)[:, None]], 1)
 
         def loss_under(actions):
-            error = F.cross_entropy(self.head(self.trunk(frames, actions)[mask]).float(), target[mask], reduction='none')
+            logits = self.logits(self.trunk(frames, actions)[mask])
+            error = F.cross_entropy(logits.flatten(0, 1), self.digits(target[mask]).flatten(), reduction='none')
+            error = error.view(-1, self.n_digits).sum(1)                             # nats a token
             if not self.training:
                 return error.mean()
             # a step of the hero changes a few tokens, a new screen all of them: a token that changes alone counts most.
@@ -497,12 +512,13 @@ class Dynamics(nn.Module):
             frame = torch.full_like(tokens[:, 0], c.vocab_size)
             order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
             for step in range(maskgit_steps):
-                logits = self.head(self.trunk(torch.cat([tokens[:, window], frame[:, None]], 1), actions[:, window])).float()
+                logits = self.logits(self.trunk(torch.cat([tokens[:, window], frame[:, None]], 1), actions[:, window]))
                 if temperature == 0:
                     guess = logits.argmax(-1)
                 else:
                     p = (logits / temperature).softmax(-1)
-                    guess = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(frame.shape)
+                    guess = torch.multinomial(p.flatten(0, 2), 1, generator=generator).view(p.shape[:-1])
+                guess = (guess * self.base ** torch.arange(self.n_digits, device=guess.device)).sum(-1).clamp(max=c.vocab_size - 1)
                 hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
                 revealed = order >= math.floor(hidden * c.n_tokens + 1e-6)
                 frame = torch.where((frame == c.vocab_size) & revealed, guess, frame)

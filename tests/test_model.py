@@ -167,6 +167,26 @@ def test_a_token_that_changes_alone_pulls_more():
     assert pulls == pytest.approx([1, 1 + 16 / 9, 1 + 16 / 24], rel=1e-3)
 
 
+def test_a_large_vocabulary_is_written_with_two_digits(monkeypatch):
+    m = dynamics(vocab_size=5000, corrupt=0.0)
+    assert (m.n_digits, m.base) == (2, 71) and dynamics(vocab_size=4096).n_digits == 1
+    assert m.digits(torch.tensor([0, 70, 71, 4999])).tolist() == [[0, 0], [70, 0], [0, 1], [29, 70]]
+    torch.manual_seed(1)
+    t, actions = tokens(64, V=5000), torch.zeros(64, 3, dtype=torch.long)
+    met, trunk = [], m.trunk
+    monkeypatch.setattr(m, 'trunk', lambda *a: met.append((a[0], trunk(*a))) or met[-1][1])
+    loss, _ = m(t, actions)
+    hidden = met[0][0][:, 3] == 5000
+    p = m.head(met[0][1]).view(64, 8, 2, 71).log_softmax(-1)
+    low, high = t[:, 3] % 71, t[:, 3] // 71
+    both = p[..., 0, :].gather(-1, low[..., None]) + p[..., 1, :].gather(-1, high[..., None])
+    assert torch.allclose(loss, -both[..., 0][hidden].mean(), rtol=1e-4)
+    out = m.generate(t[:, :3], actions, 1, temperature=0)
+    t[:, 3] = 5000
+    best = m.head(trunk(t, actions)).view(64, 8, 2, 71).argmax(-1)
+    assert torch.equal(out[:, 3], (best[..., 0] + 71 * best[..., 1]).clamp(max=4999))
+
+
 def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(monkeypatch):
     m = dynamics(n_tokens=64)
     counts = []
