@@ -33,6 +33,7 @@ LIMITS = [
     ('min_lr_frac corrupt jump_share',                   'in [0, 1]', lambda v: 0 <= v <= 1),
     ('seed warmup_iters weight_decay grad_clip temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('dropout ema_decay',                    'in [0, 1)', lambda v: 0 <= v < 1),
+    ('scene_share',                          'in [0, 0.5]', lambda v: 0 <= v <= 0.5),
     ('device', 'auto, cpu, cuda, cuda:N or mps',
         lambda v: v in ('auto', 'cpu', 'cuda', 'mps') or v.startswith('cuda:') and v[5:].isdecimal()),
     ('dtype',         *one_of('float32', 'bfloat16', 'float16')),

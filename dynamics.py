@@ -38,13 +38,13 @@ from model import Dynamics, DynamicsConfig, load_stage
 # data
 dataset = 'data/tiny.h5'          # made by data.py
 action_source = 'latent'          # 'latent' (stage 2), 'labels' (the dataset's own) or 'none'
-seq_len = 3                       # frames in a clip: seq_len - 1 of context at most, and the next one
+seq_len = 3                       # frames in a clip: seq_len - 1 of the past, and the next one
 frame_stride = 1                  # every how many frames of the recording
 # model
 n_layer = 4
 n_head = 4
 n_embd = 128
-jump_share = 0.25                 # of a batch: windows in which the scene changes, drawn for their own sake
+scene_share = 0.125               # of a batch: windows that end in a new scene; rare otherwise, and most of the error
 corrupt = 0.1                     # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
@@ -54,9 +54,9 @@ init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or
 allow_change = ''                 # keys, with commas between, that may differ from those of the checkpoint that is resumed
 on_diverge = 'stop'               # 'stop', or 'rollback': on from best.pt at half the rate, at most twice
 dry_run = False                   # a few updates, what the whole run would need, and nothing written
-max_iters = 3000                  # updates
-total_batch_size = 4              # clips an update, over all ranks and micro-batches
-device_batch_size = 4             # clips a micro-batch, at most
+max_iters = 7000                  # updates
+total_batch_size = 8              # clips an update, over all ranks and micro-batches
+device_batch_size = 8             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 learning_rate = 5e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
@@ -194,17 +194,16 @@ def gather(picks, length):
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
     return tokens, all_actions[index[:, :-1]].long()
 
-# windows in which most of the picture changes at once: a new screen. Seldom, and most of the error
-new_scene = ((all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1) > tokenizer.n_tokens / 2).cpu().numpy()
-jumps = starts['train'][np.any([new_scene[starts['train'] + i * frame_stride] for i in range(seq_len - 1)], 0)]
+changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1).cpu().numpy()    # tokens, from each frame to the next
+new_scene = starts['train'][changes[starts['train'] + (seq_len - 2) * frame_stride] > tokenizer.n_tokens / 2]
 
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
-    if split == 'train' and len(jumps):
-        n = int(jump_share * total_batch_size)
-        picks[:n] = data.draw(jumps, n, seed, 2, it)
+    n = int(scene_share * total_batch_size)
+    if split == 'train' and n and len(new_scene):
+        picks[:n] = data.draw(new_scene, n, seed, 2, it)
     return gather(picks[share:share + device_batch_size], seq_len)
 
 # -----------------------------------------------------------------------------
@@ -277,11 +276,11 @@ if init_from == 'resume':
             iter_start = iter_start.item()
         ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
         checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
-        changes = checkpoint.expect_config(ckpt, config, allow_change.split(','))
+        altered = checkpoint.expect_config(ckpt, config, allow_change.split(','))
     except checkpoint.CheckpointError as e:
         configurator.stop(4, e)
     if master_process:
-        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in changes))
+        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
 
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]

@@ -213,9 +213,9 @@ if action_source == 'latent' and recording.actions is not None and recording.act
         for i in range(0, len(transitions), 64):
             clip = data.clips(recording.frames, transitions[i:i + 64], 2, 1, device)
             codes.append(labeller.encode(clip)[:, 0].cpu().numpy())
-            # where nobody says so, something moved if more than a few pixels say so (a lossy video never stands still)
-            changed.append((((clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1).float().mean((1, 2)) > 0.002).cpu().numpy())
-    codes, labels, moved = np.concatenate(codes), recording.actions[transitions], np.concatenate(changed)
+            changed.append(((clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1).float().mean((1, 2)).cpu().numpy())    # share of the pixels
+    codes, labels, changed = np.concatenate(codes), recording.actions[transitions], np.concatenate(changed)
+    moved = changed > 0.002       # where nobody says so, more than a few pixels do: a lossy video never stands still
     if 'moved' in recording.truth:
         moved = recording.truth['moved'][transitions].astype(bool)
     n_labels = int(recording.actions.max()) + 1
@@ -227,6 +227,10 @@ if action_source == 'latent' and recording.actions is not None and recording.act
     if walked.sum() > 1:
         align('align.walked', codes[walked], labels[walked])
         rows.append(('of these: up, down, left, right', 'align.walked', walked.sum()))
+    scene = changed > 0.1
+    if scene.sum() > 1:
+        align('align.scene', codes[scene], labels[scene])
+        rows.append(('where the scene moved: over a tenth of the pixels', 'align.scene', scene.sum()))
     table = confusion(codes[moved], labels[moved])
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=table.tolist())

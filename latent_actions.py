@@ -49,13 +49,13 @@ init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or
 allow_change = ''                 # keys, with commas between, that may differ from those of the checkpoint that is resumed
 on_diverge = 'stop'               # 'stop', or 'rollback': on from best.pt at half the rate, at most twice
 dry_run = False                   # a few updates, what the whole run would need, and nothing written
-max_iters = 200                   # updates
+max_iters = 120                   # updates
 total_batch_size = 32             # clips an update, over all ranks and micro-batches
 device_batch_size = 32            # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 learning_rate = 3e-3              # peak
 min_lr_frac = 0.05                # of the peak, at the end of the cosine
-warmup_iters = 20             
+warmup_iters = 20
 weight_decay = 0.0
 grad_clip = 1.0                   # 0 = off
 ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
@@ -197,11 +197,11 @@ if init_from == 'resume':
             iter_start = iter_start.item()
         ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
         checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
-        changes = checkpoint.expect_config(ckpt, config, allow_change.split(','))
+        altered = checkpoint.expect_config(ckpt, config, allow_change.split(','))
     except checkpoint.CheckpointError as e:
         configurator.stop(4, e)
     if master_process:
-        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in changes))
+        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
 
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]

@@ -50,7 +50,7 @@ init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or
 allow_change = ''                 # keys, with commas between, that may differ from those of the checkpoint that is resumed
 on_diverge = 'stop'               # 'stop', or 'rollback': on from best.pt at half the rate, at most twice
 dry_run = False                   # a few updates, what the whole run would need, and nothing written
-max_iters = 2500                  # updates
+max_iters = 2000                  # updates
 total_batch_size = 8              # clips an update, over all ranks and micro-batches
 device_batch_size = 8             # clips a micro-batch, at most
 optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
@@ -194,11 +194,11 @@ if init_from == 'resume':
             iter_start = iter_start.item()
         ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
         checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
-        changes = checkpoint.expect_config(ckpt, config, allow_change.split(','))
+        altered = checkpoint.expect_config(ckpt, config, allow_change.split(','))
     except checkpoint.CheckpointError as e:
         configurator.stop(4, e)
     if master_process:
-        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in changes))
+        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
 
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]

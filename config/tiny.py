@@ -1,9 +1,9 @@
 # The built-in game on two CPU cores: `make` runs this.
 #
 #   python data.py game data/tiny.h5              # 20,000 frames
-#   python tokenizer.py      config/tiny.py       # 3.0 minutes, 44 dB
-#   python latent_actions.py config/tiny.py       # 1.2 minutes, 92% right where something moved
-#   python dynamics.py       config/tiny.py       # 7.6 minutes, one step 4.3 dB above "repeat the last frame"
+#   python tokenizer.py      config/tiny.py       # 2.3 minutes, 43 dB (minutes: by the rate of a short run)
+#   python latent_actions.py config/tiny.py       # 0.8 minutes, 98% right where something moved
+#   python dynamics.py       config/tiny.py       # 8.4 minutes, one step 4.4 dB above "repeat the last frame"
 #   python sample.py         config/tiny.py       # out/tiny/samples/
 #   python eval.py           config/tiny.py       # out/tiny/eval.md
 
@@ -17,4 +17,4 @@ n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=2000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
 latent_actions = dict(max_iters=120, learning_rate=3e-3, total_batch_size=32, device_batch_size=32)
-dynamics = dict(max_iters=3500, learning_rate=5e-3, total_batch_size=4, device_batch_size=4)
+dynamics = dict(max_iters=7000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)

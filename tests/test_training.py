@@ -115,6 +115,19 @@ def test_shared_keys_come_with_the_same_names_in_the_same_order():
     assert len({tuple(k[:-1]) for k in keys.values()}) == 1
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+def test_windows_of_a_new_scene_end_in_one(stride):
+    """A new scene at frame 10; elsewhere one token in four changes."""
+    text, n = sections('dynamics')['data'], 50
+    tokens = torch.zeros(n, 4, dtype=torch.int32)
+    tokens[:, 0] = torch.arange(n)
+    tokens[10:, 1:] = 1
+    names = dict(all_tokens=tokens, frame_stride=stride, seq_len=3, starts={'train': np.arange(n - 2 * stride)},
+                 tokenizer=type('T', (), dict(n_tokens=4)))
+    exec(text[text.index('changes = '):text.index('def get_batch')], names)
+    assert names['new_scene'].tolist() == list(range(10 - 2 * stride, 10 - stride))
+
+
 def test_no_script_has_a_main_or_bypasses_ddp():
     for stage in STAGES:
         text = (ROOT / f'{stage}.py').read_text()
