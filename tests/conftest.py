@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 ROWS, FIGURES = {}, {}                  # row -> [survived, tried]; what tests measured
+BAD_INPUT = {22, 23, 24, 25, 27, 29, 30, 36, 37, 38}      # rows of something bad that is refused: file, found, expected, exit code
 started = time.time()
 
 
@@ -31,8 +32,13 @@ def pytest_configure(config):
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.when == 'call' or report.outcome == 'failed':
-        for mark in item.iter_markers('row'):
-            for n in mark.args:
+        rows = {n for mark in item.iter_markers('row') for n in mark.args}
+        if rows & BAD_INPUT:
+            for name, more in (('bad_inputs', 1), ('bad_inputs_refused_clearly', report.outcome == 'passed')):
+                FIGURES[name] = FIGURES.get(name, 0) + more
+            FIGURES['slowest_of_them_seconds'] = round(max(FIGURES.get('slowest_of_them_seconds', 0), report.duration), 1)
+        if rows:
+            for n in rows:
                 survived, tried = ROWS.get(n, (0, 0))
                 ROWS[n] = (survived + (report.outcome == 'passed'), tried + 1)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import checkpoint
+import model
 from test_training import CONFIG, ROOT, STAGES, broken, log, recording, refused, run, same, sections, train, world
 
 row = pytest.mark.row
@@ -353,6 +354,26 @@ def test_a_full_disk_is_survived_and_after_three_failures_said(world, tmp_path):
 def test_a_place_that_cannot_be_written(world, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     refused(run('tokenizer.py', world[0], f'--out_dir={tmp_path / "file"}'), 7, 'file', 'cannot be written')
+
+
+@row(21)
+def test_what_a_save_costs(tmp_path, figures):
+    """For faults.json: the dynamics of the built-in game, saved as its script does, against the updates between two saves."""
+    m = model.Dynamics(model.DynamicsConfig())
+    optimizer = torch.optim.AdamW(m.parameters())
+    batch, updates, saves = (torch.randint(1024, (8, 3, 64)), torch.randint(8, (8, 2))), [], []
+    for i in range(1, 6):
+        t0 = time.perf_counter()
+        m(*batch)[0].backward()
+        optimizer.step()
+        t1 = time.perf_counter()
+        path = checkpoint.save(tmp_path, dict(stage='dynamics', iter=i, config={}, model_args={}, model=m.state_dict(), ema=None, optimizer=[optimizer.state_dict()],
+                                              scaler={}, guard={}, metrics={}, data_id='', parents={}, world={}))
+        updates.append(t1 - t0)
+        saves.append(time.perf_counter() - t1)
+    interval = int(re.search(r'^eval_interval = (\d+)', (ROOT / 'dynamics.py').read_text(), re.M)[1])
+    figures.update(save_ms=round(1000 * float(np.median(saves))), save_percent=round(100 * float(np.median(saves) / np.median(updates) / interval), 3))
+    assert checkpoint.load(path, 'dynamics')['iter'] == 5
 
 
 # -----------------------------------------------------------------------------
