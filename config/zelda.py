@@ -28,4 +28,5 @@ context_frames = 4                # of sample.py
 
 tokenizer = dict(max_iters=40_000, learning_rate=1e-3, seq_len=4, n_layer=4, n_head=8, n_embd=256)
 latent_actions = dict(max_iters=15_000, learning_rate=8e-5, seq_len=4, n_layer=4, n_head=8, n_embd=256, patch_size=8)
-dynamics = dict(max_iters=120_000, learning_rate=5e-4, seq_len=5, n_layer=8, n_head=16, n_embd=512)
+dynamics = dict(max_iters=120_000, learning_rate=5e-4, seq_len=5, n_layer=8, n_head=16, n_embd=512,
+                total_batch_size=64, device_batch_size=32)             # one new frame a clip

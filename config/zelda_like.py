@@ -15,10 +15,10 @@ dataset = 'data/zelda_like.h5'
 out_dir = 'out/zelda_like'
 
 patch_size = 4                    # 16 x 16 = 256 tokens a frame at 64 pixels
-levels = (4, 4, 4, 4, 4, 4)       # vocabulary of 4096
+levels = (4,) * 8                 # vocabulary of 65,536: 4096 are too few for this art (RECORDS.md)
 action_levels = (2, 2, 2)         # 8 actions
 n_head, n_embd = 4, 128
 
-tokenizer = dict(max_iters=6000, learning_rate=5e-3, total_batch_size=2, device_batch_size=2)
+tokenizer = dict(max_iters=14_000, learning_rate=5e-3, total_batch_size=2, device_batch_size=2)
 latent_actions = dict(max_iters=200, learning_rate=3e-3, patch_size=8, total_batch_size=32, device_batch_size=32)
-dynamics = dict(max_iters=3000, learning_rate=4e-3, total_batch_size=2, device_batch_size=2)
+dynamics = dict(max_iters=6000, learning_rate=4e-3, total_batch_size=4, device_batch_size=4)
