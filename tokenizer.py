@@ -394,10 +394,12 @@ while it < max_iters and not state:
     # what follows happens at log lines: log, evaluate, save, go back
     evaluating = it % eval_interval == 0 or it == max_iters
     saving = evaluating or overdue or state == 'interrupted'
-    if dry_run and it == iter_start + 1:
-        t_log, window = time.time(), []                     # the first update also warms up
-    if dry_run and it == min(iter_start + 4, max_iters):
-        break
+    if dry_run:
+        if it == min(iter_start + 4, max_iters):
+            break
+        if it == iter_start + 1:
+            t_log, window = time.time(), []                 # the first update also warms up
+        continue
     if it % log_interval and not saving and not state:
         continue
     now, n = time.time(), max(1, len(window))
