@@ -126,10 +126,11 @@ def test_every_frame_action_and_shown_token_reaches_the_output_from_the_first_st
         assert (before - after)[0].abs().max() > 1e-2 and torch.equal(before[1], after[1]), at
 
 
-def test_the_same_token_at_another_age_is_another_thing():
-    m, t = dynamics(), tokens()
-    swapped = t[:, [1, 0, 2, 3]]
-    assert (m.trunk(t, torch.zeros(2, 3, dtype=torch.long)) - m.trunk(swapped, torch.zeros(2, 3, dtype=torch.long))).abs().max() > 1e-3
+def test_the_same_token_or_action_at_another_age_is_another_thing():
+    m, t, actions = dynamics(), tokens(), torch.tensor([[0, 1, 2], [2, 0, 1]])
+    before = m.trunk(t, actions)
+    assert (before - m.trunk(t[:, [1, 0, 2, 3]], actions)).abs().max() > 1e-3
+    assert (before - m.trunk(t, actions[:, [1, 0, 2]])).abs().max() > 1e-3
 
 
 def test_loss_is_the_cross_entropy_at_masked_positions_of_the_last_frame(monkeypatch):
