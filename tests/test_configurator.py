@@ -162,7 +162,7 @@ def test_help(repo):
     (['--levels=(4,4.5)'], ['(4, 4.5)', 'expected tuple of int']),
     (['--limit=[1]'], ['list [1]']),
     (['--seed=None'], ['NoneType None', 'expected int']),
-    (['--learning_rate=0'], ['learning_rate', 'found 0.0', 'expected > 0']),
+    (['--learning_rate=0'], ['learning_rate', 'found 0.0', 'expected in (0, 10]']),
     (['--n_layer=0'], ['n_layer', 'found 0', 'expected >= 1']),
     (['--levels=(4,1)'], ['levels', '(4, 1)', '>= 2']),
     (['--levels=()'], ['levels', '()', '>= 2']),
