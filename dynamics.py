@@ -216,7 +216,7 @@ def name_actions():
     names = [''] * n_actions
     if recording.actions is not None and recording.actions.ndim == 1 and frame_stride == 1 and action_source != 'none':
         t = data.windows(recording, 'train', 2)
-        t = t[(all_tokens[t] != all_tokens[t + 1]).any(1).cpu().numpy()]
+        t = t[changes[t] > 0]
         counts = np.zeros((n_actions, int(recording.actions.max()) + 1), int)
         np.add.at(counts, (all_actions[t].cpu().numpy(), recording.actions[t]), 1)
         words = recording.action_names or [str(i) for i in range(counts.shape[1])]

@@ -224,13 +224,11 @@ if action_source == 'latent' and recording.actions is not None and recording.act
     align('align.moved', codes[moved], labels[moved])
     rows = [('all', 'align', len(codes)), ('where something moved', 'align.moved', moved.sum())]
     walked = moved & np.isin(labels, [i for i, name in enumerate(label_names) if name in ('up', 'down', 'left', 'right')])
-    if walked.sum() > 1:
-        align('align.walked', codes[walked], labels[walked])
-        rows.append(('of these: up, down, left, right', 'align.walked', walked.sum()))
-    scene = changed > 0.1
-    if scene.sum() > 1:
-        align('align.scene', codes[scene], labels[scene])
-        rows.append(('where the scene moved: over a tenth of the pixels', 'align.scene', scene.sum()))
+    for title, key, where in (('of these: up, down, left, right', 'align.walked', walked),
+                              ('where the scene moved: over a tenth of the pixels', 'align.scene', changed > 0.1)):
+        if where.sum() > 1:
+            align(key, codes[where], labels[where])
+            rows.append((title, key, where.sum()))
     table = confusion(codes[moved], labels[moved])
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=table.tolist())

@@ -419,6 +419,7 @@ class Dynamics(nn.Module):
         # a large vocabulary is written with two digits, each embedded and predicted by itself: 2 * 256 instead of 65,536
         self.n_digits = 1 if c.vocab_size <= 4096 else 2
         self.base = math.ceil(c.vocab_size ** (1 / self.n_digits))
+        self.register_buffer('place', self.base ** torch.arange(self.n_digits), persistent=False)
         # a table for every age (and digit), one below the other; the last row of each is the mask / an action that is not known
         self.tokens = nn.Embedding(c.seq_len * self.n_digits * (self.base + 1), c.n_embd)
         self.actions = nn.Embedding(c.seq_len * (c.n_actions + 1), c.n_embd)
@@ -429,7 +430,7 @@ class Dynamics(nn.Module):
 
     def digits(self, tokens):
         """tokens (...) -> (...,n_digits), the lowest first."""
-        return tokens[..., None] // self.base ** torch.arange(self.n_digits, device=tokens.device) % self.base
+        return tokens[..., None] // self.place % self.base
 
     def logits(self, x):
         """What trunk returns (...,D) -> (...,n_digits,base), float32."""
@@ -503,11 +504,10 @@ class Dynamics(nn.Module):
         in the last. (Keeping the most confident ones copies the last frame: what does not move is always surest.)
         """
         c = self.config
-        n_context, n_frames = tokens.size(1), actions.size(1) + 1
-        missing = max(0, c.seq_len - 1 - n_context)                                  # a past too short: its first frame, repeated
+        missing = max(0, c.seq_len - 1 - tokens.size(1))                             # a past too short: its first frame, repeated
         tokens = torch.cat([tokens[:, :1].expand(-1, missing, -1), tokens], 1)
         actions = F.pad(actions, (missing, 0), value=c.n_actions)
-        for t in range(tokens.size(1), n_frames + missing):
+        for t in range(tokens.size(1), actions.size(1) + 1):
             window = slice(t - c.seq_len + 1, t)
             frame = torch.full_like(tokens[:, 0], c.vocab_size)
             order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
@@ -518,7 +518,7 @@ class Dynamics(nn.Module):
                 else:
                     p = (logits / temperature).softmax(-1)
                     guess = torch.multinomial(p.flatten(0, 2), 1, generator=generator).view(p.shape[:-1])
-                guess = (guess * self.base ** torch.arange(self.n_digits, device=guess.device)).sum(-1).clamp(max=c.vocab_size - 1)
+                guess = (guess * self.place).sum(-1).clamp(max=c.vocab_size - 1)
                 hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
                 revealed = order >= math.floor(hidden * c.n_tokens + 1e-6)
                 frame = torch.where((frame == c.vocab_size) & revealed, guess, frame)
