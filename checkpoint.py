@@ -69,6 +69,42 @@ def replace_file(path, write, verify=None):
         os.fsync(fd)
         os.close(fd)
 
+def free_space(folder):
+    """Bytes free on the disk where folder is, or would be."""
+    folder = os.path.abspath(folder)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return shutil.disk_usage(folder).free
+
+def open_run(folder, iter, need):
+    """
+    Make folder ready for a run: a new one (iter None; an earlier run is moved aside), or one that goes on after `iter` (log.csv is cut
+    there, as what follows it is going to happen again). need: bytes for its checkpoints. For the master process only.
+    Raises DiskError: it cannot be written, or has less room; then all is as it was.
+    """
+    log = os.path.join(folder, 'log.csv')
+    try:
+        if free_space(folder) < need:
+            raise DiskError(f'{folder}: found {free_space(folder) / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints\n'
+                            'make room, or use another --out_dir')
+        if iter is None and os.path.exists(folder):
+            aside = next(f'{folder}.{k}' for k in range(1, 10**6) if not os.path.exists(f'{folder}.{k}'))
+            os.rename(folder, aside)
+            print(f'moved the earlier run to {aside}')
+        os.makedirs(os.path.join(folder, 'samples'), exist_ok=True)
+        for name in os.listdir(folder) + [os.path.join('samples', n) for n in os.listdir(os.path.join(folder, 'samples'))]:
+            if re.fullmatch(r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv)\.tmp\d+|samples.\d+\.png\.\d+\.tmp', name): # of a killed process
+                os.remove(os.path.join(folder, name))
+        if os.path.exists(log):
+            with open(log, errors='replace') as f:
+                lines = f.readlines()
+            def happened(line): # and was written to its end
+                first = line.split(',')[0]
+                return line.endswith('\n') and first.isdecimal() and int(first) <= iter
+            replace_file(log, lambda f: f.write(''.join(lines[:1] + [line for line in lines[1:] if happened(line)]).encode()))
+    except OSError as e:
+        raise DiskError(f'{folder}: cannot be written: {e}\nuse another --out_dir, or make it writable') from e
+
 def save(folder, ckpt, keep=3, best=False):
     """
     Write ckpt (REQUIRED but format, which is added here) to folder/ckpt_<iter>.pt, verify it, point best.pt at it if best, and
@@ -80,10 +116,7 @@ def save(folder, ckpt, keep=3, best=False):
     path = os.path.join(folder, file_name(ckpt['iter']))
     try:
         os.makedirs(folder, exist_ok=True)
-        for name in os.listdir(folder): # left by a process that was killed in the middle of a save
-            if re.fullmatch(r'(ckpt_\d{8,}\.pt|best\.pt|status\.json)\.tmp\d+', name):
-                os.remove(os.path.join(folder, name))
-        if shutil.disk_usage(folder).free < need:
+        if free_space(folder) < need:
             raise OSError('the disk is full')
         def verify(tmp):
             load(tmp, ckpt['stage'])
@@ -97,12 +130,8 @@ def save(folder, ckpt, keep=3, best=False):
         # torch turns a failed write into RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos
         if isinstance(e, RuntimeError) and 'inline_container' not in str(e) and 'unexpected pos' not in str(e):
             raise
-        try:
-            free = f'{shutil.disk_usage(folder).free / 2**20:.0f} MB free'
-        except OSError:
-            free = 'no such folder'
         raise DiskError(f'checkpoint: {path}: cannot be written: {str(e).splitlines()[0]}\n'
-                        f'found {free}, expected {math.ceil(need / 2**20)} MB; older checkpoints are untouched') from e
+                        f'found {free_space(folder) / 2**20:.0f} MB free, expected {math.ceil(need / 2**20)} MB; older checkpoints are untouched') from e
     return path
 
 def point_best_at(path):

@@ -30,7 +30,7 @@ LIMITS = [
     ('seq_len',                                              '>= 2', lambda v: v >= 2),
     ('levels action_levels',                    'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
     ('learning_rate',                                   'in (0, 10]', lambda v: 0 < v <= 10),
-    ('min_lr_frac corrupt jump_share',                   'in [0, 1]', lambda v: 0 <= v <= 1),
+    ('min_lr_frac corrupt',                              'in [0, 1]', lambda v: 0 <= v <= 1),
     ('seed warmup_iters weight_decay grad_clip temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('dropout ema_decay',                    'in [0, 1)', lambda v: 0 <= v < 1),
     ('scene_share',                          'in [0, 0.5]', lambda v: 0 <= v <= 0.5),

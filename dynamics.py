@@ -14,7 +14,6 @@ import csv
 import datetime
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -386,26 +385,9 @@ n_parameters = sum(p.numel() for p in raw_model.parameters())
 need = 4 * 12 * n_parameters                                # bytes: four checkpoints, each weights and two moments in float32
 if master_process and not dry_run:
     try:
-        rows = []
-        if init_from == 'scratch' and os.path.exists(run_dir):
-            aside = next(f'{run_dir}.{k}' for k in range(1, 10 ** 6) if not os.path.exists(f'{run_dir}.{k}'))
-            os.rename(run_dir, aside)
-            print(f'moved the earlier run to {aside}')
-        elif os.path.exists(log_path):                      # rows after the checkpoint are going to happen again
-            with open(log_path, newline='') as f:
-                rows = list(csv.reader(f))
-            rows = rows[:1] + [r for r in rows[1:] if r and int(r[0]) <= iter_start]
-        os.makedirs(os.path.join(run_dir, 'samples'), exist_ok=True)
-        for name in os.listdir(os.path.join(run_dir, 'samples')):
-            if name.endswith('.tmp'):                       # left by a process that was killed
-                os.remove(os.path.join(run_dir, 'samples', name))
-        with open(log_path, 'w', newline='') as f:
-            csv.writer(f).writerows(rows)
-        free = shutil.disk_usage(run_dir).free
-    except OSError as e:
-        configurator.stop(7, f'{run_dir}: cannot be written: {e}')
-    if free < need:
-        configurator.stop(7, f'{run_dir}: found {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints')
+        checkpoint.open_run(run_dir, iter_start if init_from == 'resume' else None, need)
+    except checkpoint.DiskError as e:
+        configurator.stop(7, e)
     if wandb_log:
         import wandb
         wandb.init(project=wandb_project, name=f'{out_dir}/{stage}', config=config)
@@ -565,10 +547,9 @@ if dry_run:
     if master_process:
         seconds = (time.time() - t_log) / max(1, len(window))
         peak = torch.cuda.max_memory_allocated() if device_type == 'cuda' else configurator.peak_memory()
-        free = shutil.disk_usage(next(p for p in (run_dir, out_dir, '.') if os.path.exists(p))).free
         print(f'dry run: {1000 * seconds:.0f} ms an update, {seconds * max_iters / 60:.1f} minutes for {max_iters} of them; '
               f'memory at its peak {peak / 1e9:.2f} GB a rank\n'
-              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {free / 1e6:.0f} MB that are free\n'
+              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {checkpoint.free_space(run_dir) / 1e6:.0f} MB that are free\n'
               'nothing was written')
 elif master_process:
     if not code:

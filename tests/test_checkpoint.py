@@ -91,8 +91,25 @@ def test_kill_in_the_middle_of_the_write(tmp_path):
     assert run.returncode == -signal.SIGKILL
     assert any('.tmp' in n for n in names(tmp_path)) and checkpoint.latest(tmp_path)['iter'] == 10
     (tmp_path / 'notes.tmp1').write_text('not ours')
-    checkpoint.save(tmp_path, make(20))
-    assert names(tmp_path) == ['ckpt_00000010.pt', 'ckpt_00000020.pt', 'notes.tmp1']
+    (tmp_path / 'samples').mkdir()
+    (tmp_path / 'samples' / '00000010.png.77.tmp').write_text('half a picture')
+    checkpoint.open_run(tmp_path, 10, 0)
+    assert names(tmp_path) == ['ckpt_00000010.pt', 'notes.tmp1', 'samples'] and not os.listdir(tmp_path / 'samples')
+
+def test_open_run_cuts_the_log_at_the_checkpoint(tmp_path, capsys):
+    (tmp_path / 'log.csv').write_text('iter,loss\n10,2.0\n20,1.5\n30,1.2\n4')
+    checkpoint.open_run(tmp_path, 20, 0)
+    assert (tmp_path / 'log.csv').read_text() == 'iter,loss\n10,2.0\n20,1.5\n'
+    checkpoint.open_run(tmp_path, None, 0) # a new run
+    assert not (tmp_path / 'log.csv').exists() and 'moved the earlier run to' in capsys.readouterr().out
+    assert (tmp_path.parent / f'{tmp_path.name}.1' / 'log.csv').exists()
+
+def test_open_run_refuses_a_disk_with_too_little_room(tmp_path, monkeypatch):
+    (tmp_path / 'log.csv').write_text('iter,loss\n')
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: type('usage', (), dict(free=10**6)))
+    with pytest.raises(DiskError, match='found 1 MB free, expected 5 MB'):
+        checkpoint.open_run(tmp_path, None, 5 * 10**6)
+    assert names(tmp_path) == ['log.csv']
 
 def test_what_does_not_verify_never_gets_the_name(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, make(10))
