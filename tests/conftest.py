@@ -1,13 +1,19 @@
-"""Marks `row(n)`: the row of the fault matrix that a test covers. `make faults` runs those alone and writes faults.json."""
+"""For all tests: a small world, and the scripts as people run them. And marks `row(n)`, the row of the fault matrix that a test
+covers; `make faults` runs those alone and writes faults.json."""
+import csv
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 ROWS, FIGURES = {}, {}                  # row -> [survived, tried]; what tests measured
 BAD_INPUT = {22, 23, 24, 25, 27, 29, 30, 36, 37, 38}      # rows of something bad that is refused: file, found, expected, exit code
 started = time.time()
@@ -36,7 +42,6 @@ def pytest_runtest_makereport(item, call):
         if rows & BAD_INPUT:
             for name, more in (('bad_inputs', 1), ('bad_inputs_refused_clearly', report.outcome == 'passed')):
                 FIGURES[name] = FIGURES.get(name, 0) + more
-            FIGURES['slowest_of_them_seconds'] = round(max(FIGURES.get('slowest_of_them_seconds', 0), report.duration), 1)
         if rows:
             for n in rows:
                 survived, tried = ROWS.get(n, (0, 0))
@@ -57,3 +62,81 @@ def pytest_sessionfinish(session):
                       cores=os.cpu_count(), by_row={n: ROWS[n] for n in sorted(ROWS)})
         Path(path).write_text(json.dumps(result, indent=1) + '\n')
         print(f'\n{path}: {result["cases_survived"]} of {result["cases_tried"]} cases, {len(survived)} of {len(ROWS)} rows survived')
+
+
+# -----------------------------------------------------------------------------
+# a small world, trained once, and the scripts as people run them
+
+STAGES = ('tokenizer', 'latent_actions', 'dynamics')
+CONFIG = '''
+dataset, out_dir = {dataset!r}, {out!r}
+device, dtype, seed = 'cpu', 'float32', 0
+patch_size, levels, action_levels = 4, (4, 4), (2, 2)
+n_layer, n_head, n_embd, seq_len = 1, 1, 16, 3
+max_iters, eval_interval, eval_iters, log_interval, warmup_iters = 6, 3, 2, 1, 2
+total_batch_size, device_batch_size = 8, 4
+maskgit_steps, context_frames = 2, 2
+n_frames = 4
+'''
+
+
+def recording(path, n=160, size=16, compression='lzf'):
+    """A bright square that walks about: only `frames`, as other tools write it."""
+    rng = np.random.default_rng(0)
+    frames = np.full((n, size, size, 3), 60, np.uint8)
+    x = y = 4
+    for t in range(n):
+        x, y = (int(np.clip(v + rng.integers(-2, 3), 0, size - 4)) for v in (x, y))
+        frames[t, y:y + 4, x:x + 4] = (240, 200, 40)
+    frames[:, 0, :, 0] = (np.arange(n) % 200)[:, None]          # no two frames are the same
+    with h5py.File(path, 'w') as f:
+        f.create_dataset('frames', data=frames, compression=compression)
+    return str(path)
+
+
+def process(script, *args, env=(), ranks=0):
+    """What subprocess wants to know to run a script, alone or on so many ranks."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    if ranks:
+        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+    return dict(args=command, text=True, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)})
+
+
+def run(script, *args, **more):
+    t0 = time.time()
+    done = subprocess.run(**process(script, *args, **more), capture_output=True, timeout=240)
+    done.seconds = time.time() - t0
+    return done
+
+
+def start(script, *args, env=(), ranks=0, **more):
+    return subprocess.Popen(**process(script, *args, env=env, ranks=ranks), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def train(script, *args, **more):
+    done = run(script, *args, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    """A config, and its three stages trained for six updates."""
+    folder = tmp_path_factory.mktemp('world')
+    config = folder / 'small.py'
+    config.write_text(CONFIG.format(dataset=recording(folder / 'a.h5'), out=str(folder / 'out')))
+    said = {stage: train(f'{stage}.py', config).stdout for stage in STAGES}
+    return config, folder / 'out', said
+
+
+def log(out, stage):
+    with open(out / stage / 'log.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def refused(done, code, *words):
+    assert done.returncode == code, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr and 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
+    FIGURES['slowest_refusal_seconds'] = round(max(FIGURES.get('slowest_refusal_seconds', 0), getattr(done, 'seconds', 0)), 1)
+    for word in words:
+        assert word in done.stderr, done.stderr

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 
 import checkpoint
 import model
-from test_training import CONFIG, ROOT, STAGES, broken, log, recording, refused, run, same, sections, train, world
+from conftest import ROOT, STAGES, log, refused, run, start, train
+from test_training import sections
 
 row = pytest.mark.row
 
@@ -31,14 +33,6 @@ def digest(out, stage='tokenizer', it=None):
 
 def status(out, stage='tokenizer'):
     return json.loads((out / stage / 'status.json').read_text())
-
-
-def start(script, *args, ranks=0, env=()):
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    if ranks:
-        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)})
 
 
 def until(process, begins):
@@ -71,31 +65,41 @@ def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
 
 @row(3)
 def test_killed_at_random_times_it_ends_as_if_it_never_was(world, tmp_path, request, figures):
-    """A run of 60 updates is killed and resumed; after the last kill it goes on to the end, bit for bit the unbroken one."""
-    kills, bound = request.config.getoption('--kills'), 3
-    more = ['--max_iters=400', f'--eval_interval={bound}', '--eval_iters=1', '--log_interval=1']
-    t0 = time.time()
-    train('tokenizer.py', world[0], f'--out_dir={tmp_path / "whole"}', *more)
-    seconds, rng, lost, resumed, killed = time.time() - t0, random.Random(0), [], 0, 0
-    out = tmp_path / 'killed'
-    while killed < kills:
-        if (out / 'tokenizer').exists() and status(out).get('state') == 'done':
-            shutil.rmtree(out)                                          # it was quicker than its murderer: once more
-        p = start('tokenizer.py', world[0], f'--out_dir={out}', *more, *['--init_from=resume'] * bool(list(out.rglob('ckpt_*.pt'))))
-        until(p, 'iter ')                                               # it trains
-        time.sleep(rng.uniform(0, 0.6))
-        p.kill()
-        last = [int(m) for m in re.findall(r'^iter (\d+)/', p.communicate()[0], re.M)]
-        killed += p.returncode == -signal.SIGKILL
-        saved = [i for i, _ in checkpoint.numbered(out / 'tokenizer')]
-        if last:
-            lost.append(max(0, last[-1] - max(saved, default=0)))
-    train('tokenizer.py', world[0], f'--out_dir={out}', *more, *['--init_from=resume'] * bool(list(out.rglob('ckpt_*.pt'))))
-    exact = digest(out, it=400) == digest(tmp_path / 'whole', it=400)
-    figures.update(kills=killed, kills_resumed=killed, kills_bit_exact=killed * exact, steps_lost_max=max(lost),
-                   steps_lost_mean=round(float(np.mean(lost)), 2), save_interval=bound)
-    assert exact and max(lost) <= bound and not list(out.rglob('*.tmp*'))
-    assert [r['iter'] for r in log(out, 'tokenizer')] == [str(i) for i in range(1, 401)]
+    """Two runs side by side are killed and resumed, again and again; then they go on to the end, bit for bit the unbroken one."""
+    kills, interval = request.config.getoption('--kills'), 3
+    more = ['--max_iters=400', f'--eval_interval={interval}', '--eval_iters=1', '--log_interval=1']
+
+    def arguments(out):
+        return [world[0], f'--out_dir={out}', *more, *['--init_from=resume'] * bool(list(out.rglob('ckpt_*.pt')))]
+
+    def murder(out, times, rng):
+        """Kills it so many times; the updates lost each time, between the last line that it printed and its newest checkpoint."""
+        lost = []
+        while len(lost) < times:
+            if (out / 'tokenizer').exists() and status(out).get('state') == 'done':
+                shutil.rmtree(out)                                      # it was quicker than its murderer: once more
+            p = start('tokenizer.py', *arguments(out))
+            until(p, 'iter ')                                           # it trains
+            time.sleep(rng.uniform(0, 0.6))
+            p.kill()
+            last = int((re.findall(r'^iter (\d+)/', p.communicate()[0], re.M) or [0])[-1])
+            if p.returncode == -signal.SIGKILL:
+                lost.append(max(0, last - max((i for i, _ in checkpoint.numbered(out / 'tokenizer')), default=0)))
+        train('tokenizer.py', *arguments(out))
+        return lost
+
+    outs, shares = [tmp_path / 'a', tmp_path / 'b'], [kills // 2, kills - kills // 2]
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(train, 'tokenizer.py', *arguments(tmp_path / 'whole'))
+        lost = list(pool.map(murder, outs, shares, [random.Random(0), random.Random(1)]))
+        whole.result()
+    exact = [digest(out, it=400) == digest(tmp_path / 'whole', it=400) for out in outs]
+    everything = sum(lost, [])
+    figures.update(kills=kills, kills_resumed=len(everything), kills_bit_exact=sum(n for n, e in zip(shares, exact) if e),
+                   steps_lost_max=max(everything), steps_lost_mean=round(float(np.mean(everything)), 2), save_interval=interval)
+    assert all(exact) and max(everything) <= interval and not list(tmp_path.rglob('*.tmp*'))
+    for out in outs:
+        assert [r['iter'] for r in log(out, 'tokenizer')] == [str(i) for i in range(1, 401)]
 
 
 @row(4, 5)
@@ -125,14 +129,14 @@ def test_two_interrupts_save_once(world, tmp_path):
 @row(6, 9)
 def test_sigterm_to_the_whole_group_loses_nothing(world, tmp_path):
     """There are no loader processes that could die of it before the run has saved."""
-    p = subprocess.Popen([sys.executable, str(ROOT / 'dynamics.py'), str(world[0]), f'--out_dir={shutil.copytree(world[1], tmp_path / "out")}',
-                          '--max_iters=100000', '--eval_interval=100000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         start_new_session=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    p = start('dynamics.py', world[0], f'--out_dir={out}', '--max_iters=100000', '--eval_interval=100000', start_new_session=True)
     until(p, 'iter 2/')
     os.killpg(p.pid, signal.SIGTERM)
-    p.communicate(timeout=60)
-    s = status(tmp_path / 'out', 'dynamics')
-    assert p.returncode == 143 and s['state'] == 'interrupted' and s['saved_iter'] == s['iter'] == digest(tmp_path / 'out', 'dynamics')[0]
+    _, said = p.communicate(timeout=60)
+    s = status(out, 'dynamics')
+    assert p.returncode == 143 and 'saved at iter' in said
+    assert s['state'] == 'interrupted' and s['saved_iter'] == s['iter'] == digest(out, 'dynamics')[0]
 
 
 @row(8)

@@ -1,78 +1,16 @@
 """The three scripts as people run them: trained for a few steps, resumed, on two ranks; and their mistakes answered in words."""
-import csv
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import checkpoint
-
-STAGES = ('tokenizer', 'latent_actions', 'dynamics')
-CONFIG = '''
-dataset, out_dir = {dataset!r}, {out!r}
-device, dtype, seed = 'cpu', 'float32', 0
-patch_size, levels, action_levels = 4, (4, 4), (2, 2)
-n_layer, n_head, n_embd, seq_len = 1, 1, 16, 3
-max_iters, eval_interval, eval_iters, log_interval, warmup_iters = 6, 3, 2, 1, 2
-total_batch_size, device_batch_size = 8, 4
-maskgit_steps, context_frames = 2, 2
-n_frames = 4
-'''
-
-
-def recording(path, n=160, size=16, compression='lzf'):
-    """A bright square that walks about: only `frames`, as other tools write it."""
-    rng = np.random.default_rng(0)
-    frames = np.full((n, size, size, 3), 60, np.uint8)
-    x = y = 4
-    for t in range(n):
-        x, y = (int(np.clip(v + rng.integers(-2, 3), 0, size - 4)) for v in (x, y))
-        frames[t, y:y + 4, x:x + 4] = (240, 200, 40)
-    frames[:, 0, :, 0] = (np.arange(n) % 200)[:, None]          # no two frames are the same
-    with h5py.File(path, 'w') as f:
-        f.create_dataset('frames', data=frames, compression=compression)
-    return str(path)
-
-
-def run(script, *args, env=(), ranks=0, **more):
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    if ranks:
-        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)}, **more)
-
-
-def train(script, *args, **more):
-    done = run(script, *args, **more)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-@pytest.fixture(scope='session')
-def world(tmp_path_factory):
-    """A config, and its three stages trained for six updates."""
-    folder = tmp_path_factory.mktemp('world')
-    config = folder / 'small.py'
-    config.write_text(CONFIG.format(dataset=recording(folder / 'a.h5'), out=str(folder / 'out')))
-    said = {stage: train(f'{stage}.py', config).stdout for stage in STAGES}
-    return config, folder / 'out', said
-
-
-def log(out, stage):
-    with open(out / stage / 'log.csv', newline='') as f:
-        return list(csv.DictReader(f))
-
+from conftest import ROOT, STAGES, log, recording, refused, run, train
 
 def same(a, b, where=''):
     """Are two checkpoints bit-identical in weights and optimizer?"""
@@ -196,21 +134,6 @@ def test_two_gloo_ranks_train_what_one_does(world, stage, tmp_path):
     assert sorted(p.name for p in (tmp_path / 'out' / stage).glob('*.pt')) == ['best.pt', 'ckpt_00000003.pt', 'ckpt_00000006.pt']
 
 
-@pytest.mark.row(6)
-def test_sigterm_saves_and_exits_143(world, tmp_path):
-    command = [sys.executable, str(ROOT / 'tokenizer.py'), str(world[0]), f'--out_dir={tmp_path}', '--max_iters=100000', '--eval_interval=100000']
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    for line in p.stdout:
-        if line.startswith('iter 2/'):
-            p.send_signal(signal.SIGTERM)
-            break
-    out, err = p.communicate(timeout=60)
-    assert p.returncode == 143 and 'saved at iter' in err
-    status = json.loads((tmp_path / 'tokenizer' / 'status.json').read_text())
-    assert status['state'] == 'interrupted'
-    assert checkpoint.latest(tmp_path / 'tokenizer', 'tokenizer')['iter'] == status['iter']
-
-
 def test_scratch_moves_an_earlier_run_aside(world, tmp_path):
     config, out, _ = world
     shutil.copytree(out / 'tokenizer', tmp_path / 'tokenizer')
@@ -288,11 +211,6 @@ def test_eval_writes_its_card(world):
 # mistakes: one clear line, the right code, nothing written
 
 
-def refused(done, code, *words):
-    assert done.returncode == code, done.stdout + done.stderr
-    assert 'Traceback' not in done.stderr and 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
 
 
 def broken(tmp_path, what):
