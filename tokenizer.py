@@ -476,9 +476,9 @@ elif master_process:
         reason = f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
     elif state == 'diverged':
         launch = f'torchrun --standalone --nproc_per_node={world_size}' if ddp else 'python'
-        again = f'{launch} {stage}.py {" ".join(sys.argv[1:])} --init_from=resume --learning_rate={learning_rate / 2:g}'
-        reason += (f'\ngo back to iter {guard["best_iter"]}: {again}' if os.path.exists(best_path) else
-                   '\nno checkpoint was written before that; start anew with a lower learning_rate')
+        again = f'{launch} {stage}.py {" ".join(sys.argv[1:])} --learning_rate={learning_rate / 2:g}'
+        reason += (f'\ngo back to iter {guard["best_iter"]}: {again} --init_from=resume' if os.path.exists(best_path) else
+                   f'\nno checkpoint was written before that; start anew: {again}')
     checkpoint.write_status(run_dir, state=state or 'done', iter=it, saved_iter=saved_iter, reason=reason, resume_from=best_path if state == 'diverged' else '')
     if wandb_log:
         wandb.finish()

@@ -329,7 +329,7 @@ def test_a_rate_a_thousand_times_too_high_is_stopped(world, tmp_path):
     done = run('dynamics.py', world[0], f'--out_dir={out}', *WILD)
     s = status(out, 'dynamics')
     assert done.returncode == 5 and s['state'] == 'diverged' and s['iter'] < 1500, done.stdout[-2000:] + done.stderr
-    assert s['resume_from'].endswith('best.pt') and '--init_from=resume --learning_rate=2.5' in done.stderr
+    assert s['resume_from'].endswith('best.pt') and '--learning_rate=2.5 --init_from=resume' in done.stderr
     best = checkpoint.best(out / 'dynamics', 'dynamics')['iter']
     assert checkpoint.latest(out / 'dynamics', 'dynamics')['iter'] == best < s['iter'] and list((out / 'dynamics').glob('*.diverged'))
 
