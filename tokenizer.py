@@ -219,9 +219,6 @@ def restore(ckpt):
         ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
         ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
 
-if ckpt:
-    restore(ckpt)
-    del ckpt                                                # frees the memory
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
     problem = ''
@@ -236,6 +233,9 @@ if compile:
         model._compiled_call_impl = None
         if problem:
             print(f'{stage}: compile failed ({problem}); training goes on without it', flush=True)
+if ckpt:                                                    # after that trial, which may have moved running statistics
+    restore(ckpt)
+    del ckpt                                                # frees the memory
 if ddp:
     model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
