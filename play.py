@@ -27,10 +27,10 @@ import signal
 import socket
 import socketserver
 import sys
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
@@ -65,8 +65,8 @@ if host != '127.0.0.1' and not token:
 if host in ('', '0.0.0.0'):       # what they type is what the Host header of their requests is held against
     configurator.stop(2, f'config: host={host!r} is no address to type\nexpected the address or name by which others reach this machine')
 most_steps, patience = 60, 5      # a second; seconds that a request may take to arrive, and an answer to be taken
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: os._exit(0))
+for name in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(name, lambda *_: os._exit(0))
 
 # -----------------------------------------------------------------------------
 # the world, and where to start in it
@@ -100,21 +100,20 @@ def begin(start):
     tokens, actions = tokenizer.encode(clip), taken_actions(action_source, labeller, clip, recording, picks)
     generator, frame = torch.Generator(device).manual_seed(seed + start), 0
 
-def step(action, after):
+def step(action):
     global tokens, actions, frame
-    if after != frame:
-        return False
     taken = torch.cat([actions, torch.full_like(tokens[:, :1, 0], action)], 1)       # (1,memory)
     tokens = dynamics.generate(tokens, taken, maskgit_steps, temperature, generator)[:, 1:]
     actions, frame = taken[:, 1:], frame + 1
 
-def imagine(do, *values):
-    """do is begin or step -> the picture, as the bytes of a PNG; None when another page has moved the world on."""
+def imagine(do, number, seen=None):
+    """begin(number) or step(number) -> the picture, a PNG; None if the frame that was seen is not the last: another page plays, too."""
     time.sleep(max(0, imagine.due - time.monotonic()))
     imagine.due = time.monotonic() + 1 / most_steps
+    if seen is not None and seen != frame:
+        return None
     with torch.inference_mode(), ctx:
-        if do(*values) is False:
-            return None
+        do(number)
         shown = tokens if tokenizer.config.temporal else tokens[:, -1:]
         picture = data.to_uint8(tokenizer.decode(shown))[0, -1]
     png = io.BytesIO()
@@ -140,15 +139,15 @@ PAGE = r'''<!doctype html>
   canvas { display: block; width: min(100%, 70vh); margin: 0 auto; image-rendering: pixelated; background: #000 }
   p { margin: 8px 0; min-height: 1.4em; font-variant-numeric: tabular-nums }
   div { display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0 }
-  button { flex: 1 0 76px; min-height: 48px; border: 1px solid #555; border-radius: 6px; font: inherit; color: inherit; background: #2a2a33 }
+  button { flex: 1 0 22%; min-height: 52px; border: 1px solid #555; border-radius: 6px; font: inherit; color: inherit; background: #2a2a33 }
   #actions button { touch-action: none }
   button.on { background: #3b6ea5 }
-  small { color: #999 }
+  small { display: block; color: #999 }
 </style>
 <canvas id="canvas"></canvas>
 <p id="line"></p>
 <div id="actions"></div>
-<div><button id="again">same start again <small>R</small></button><button id="fresh">new start <small>N</small></button></div>
+<div><button id="again">same start<small>R</small></button><button id="fresh">new start<small>N</small></button></div>
 <p><small id="about"></small></p>
 <script>
 'use strict'
@@ -167,8 +166,9 @@ const find = (...words) => {
   return exact >= 0 ? exact : names.findIndex(name => name.split(' ').some(word => words.includes(word)))
 }
 const noop = find('noop', 'none', 'stay', 'idle', 'wait', 'nothing')
-const keys = new Map([[find('up', 'north'), 'ArrowUp', 'w'], [find('left', 'west'), 'ArrowLeft', 'a'], [find('down', 'south'), 'ArrowDown', 's'],
-  [find('right', 'east'), 'ArrowRight', 'd'], [find('sword', 'jump', 'attack', 'fire', 'shoot', 'use'), ' ']]
+const keys = new Map([[find('up', 'north'), 'ArrowUp', 'w'], [find('left', 'west'), 'ArrowLeft', 'a'],
+  [find('down', 'south'), 'ArrowDown', 's'], [find('right', 'east'), 'ArrowRight', 'd'],
+  [find('sword', 'jump', 'attack', 'fire', 'shoot', 'use'), ' ']]
   .flatMap(([action, ...ids]) => ids.map(id => [id, action])).filter(([, action]) => action >= 0))
 world.names.slice(0, 10).forEach((_, action) => keys.set(String(action), action))
 const say = id => ({ArrowUp: '↑', ArrowLeft: '←', ArrowDown: '↓', ArrowRight: '→', ' ': 'space'})[id] || id.toUpperCase()
@@ -187,8 +187,8 @@ const buttons = world.names.map((_, action) => {
   return button
 })
 const label = () => buttons.forEach((button, action) => {
-  button.textContent = called(action) + ' '
-  button.appendChild(document.createElement('small')).textContent = [...keys].filter(([, a]) => a === action).map(([id]) => say(id)).join(' ')
+  button.textContent = called(action)
+  button.appendChild(document.createElement('small')).textContent = [...keys].map(([id, a]) => a === action ? say(id) : '').join(' ')
 })
 label()
 onkeydown = e => {
@@ -231,7 +231,7 @@ const play = async () => {
     } catch (e) { broken = e.message }
     const rate = times.length > 1 ? ((times.length - 1) / (times.at(-1) - times[0]) * 1000).toFixed(1) : '–'
     $('line').textContent = broken ? `${broken} "new start" tries again.`
-      : `${steps ? called(action) : 'waits for a key'} · ${frame} frames imagined since start ${start} · ${rate} of ${world.fps} frames/s`
+      : `${steps ? called(action) : 'waits for a key'} · ${frame} frames imagined · ${rate} of ${world.fps} frames/s`
     buttons.forEach((button, a) => button.classList.toggle('on', steps && a === action))
     due = Math.max(due + (steps ? 1000 / world.fps : 10), performance.now())
     await new Promise(done => setTimeout(done, due - performance.now()))
@@ -261,6 +261,14 @@ HEADERS = {
 
 class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connection is one request
     timeout, disable_nagle_algorithm = patience, True
+
+    def handle(self):                                      # the timeout is of one read or write, and a byte now and then begins it anew
+        self.late = threading.Timer(patience, self.connection.shutdown, [socket.SHUT_RDWR])
+        self.late.start()
+        try:
+            super().handle()
+        finally:
+            self.late.cancel()
 
     def answer(self, code, body, kind='text/plain'):
         self.send_response_only(code)
@@ -307,7 +315,7 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
         if len(length) > 4 or int(length) > 1024:
             return self.send_error(413)
         body = self.rfile.read(int(length))
-        self.server.deadline[self.connection] = float('inf')          # it is all here: what follows takes as long as it takes
+        self.late.cancel()                                            # it is all here: what follows takes as long as it takes
         do, limits = accepted[self.path]
         try:
             message = json.loads(body)
@@ -327,24 +335,11 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
 
 
 class Server(socketserver.ThreadingTCPServer):             # HTTPServer would ask DNS for its own name
-    daemon_threads, allow_reuse_address = True, os.name != 'nt'       # where it would let two servers have one port
-    deadline = {}                                          # open connection -> when its request must have arrived
+    daemon_threads, request_queue_size = True, 64
+    allow_reuse_address = os.name != 'nt'                  # where it would let two servers have one port
 
-    def verify_request(self, request, address):
-        return len(self.deadline) < 32
-
-    def process_request(self, request, address):
-        self.deadline[request] = time.monotonic() + patience
-        super().process_request(request, address)
-
-    def service_actions(self):                             # twice a second. A timeout alone is begun anew by every byte
-        for request in [r for r, t in list(self.deadline.items()) if time.monotonic() > t]:
-            with suppress(OSError):
-                request.shutdown(socket.SHUT_RDWR)
-
-    def shutdown_request(self, request):
-        self.deadline.pop(request, None)
-        super().shutdown_request(request)
+    def verify_request(self, request, address):            # a connection has two threads, its own and its timer
+        return threading.active_count() < 64
 
     def handle_error(self, request, address):
         if not isinstance(sys.exc_info()[1], OSError):       # a client that went away is none
