@@ -147,7 +147,7 @@ PAGE = r'''<!doctype html>
 <canvas id="canvas"></canvas>
 <p id="line"></p>
 <div id="actions"></div>
-<div><button id="again">same start<small>R</small></button><button id="fresh">new start<small>N</small></button></div>
+<div><button id="again">again<small>R</small></button><button id="fresh">new start<small>N</small></button></div>
 <p><small id="about"></small></p>
 <script>
 'use strict'
@@ -155,8 +155,9 @@ const world = WORLD
 const $ = id => document.getElementById(id)
 const token = new URLSearchParams(location.search).get('token') || ''
 const paper = $('canvas').getContext('2d')
-const about = `Nothing here is drawn by a game. Each frame is imagined from the last ${world.memory} and the action, so what goes wrong
-  stays in the picture, and it melts with time: a new start mends it. To put an action on another key, hold its button and press the key.`
+const about = `Nothing here is drawn by a game: each frame is imagined from the last ${world.memory} and the action, and what goes wrong
+  stays in the picture. So it melts with time, or the hero gets lost; a new start mends it.
+  To put an action on another key, hold its button and press the key.`
 ;[$('canvas').width, $('canvas').height, $('about').textContent] = [world.width, world.height, about]
 
 // ---- keys: by the actions' names, where they have some; a digit for every action
@@ -221,7 +222,7 @@ const play = async () => {
       if (wanted !== null) {
         [start, wanted, broken] = [wanted, null, '']
         await post('start', {start})
-        ;[frame, tapped, times] = [0, null, []]
+        ;[frame, tapped, times, $('again').firstChild.data] = [0, null, [], `start ${start} again`]
       } else if (steps) {
         tapped = null
         await post('step', {action, frame})
