@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -47,7 +46,10 @@ def altered(out, folder, **values):
 
 @pytest.fixture(scope='session')
 def named(world, tmp_path_factory):
-    return altered(world[1], tmp_path_factory.mktemp('named') / 'out', action_names=NAMES)
+    weights, random = checkpoint.load(world[1] / 'dynamics' / 'best.pt')['model'], torch.Generator().manual_seed(0)
+    for name in ('tokens.weight', 'actions.weight', 'head.weight'):   # six updates teach it to say the same whatever it is shown
+        weights[name] = torch.randn(weights[name].shape, generator=random)
+    return altered(world[1], tmp_path_factory.mktemp('named') / 'out', action_names=NAMES, model=weights)
 
 
 @pytest.fixture(scope='session')
@@ -55,7 +57,7 @@ def server(world, named):
     it = serve(world[0], f'--out_dir={named}')
     yield it
     it.process.kill()
-    assert 'Traceback' not in it.process.communicate()[1]             # nothing that was asked here is worth one in the terminal
+    assert it.process.communicate()[1] == ''                          # nothing that was asked here is worth a line in the terminal
 
 
 @pytest.fixture(scope='session')
@@ -155,7 +157,7 @@ def test_a_new_start_is_another(server):
 
 def test_each_action_is_accepted_from_the_same_start(server):
     played = [play(server, 2, [action] * 3) for action in range(4)]
-    assert all((p[0] == played[0][0]).all() for p in played)
+    assert all((p[0] == played[0][0]).all() for p in played) and len({p.tobytes() for p in played}) > 1
 
 
 def test_a_second_page_takes_the_world_over(server):
@@ -220,8 +222,10 @@ def test_nobody_else_can_reach_it_without_a_token(world, args, words):
 
 @row(40)
 def test_it_listens_at_this_machine_alone(server):
-    listening = [line.split()[1] for table in ('tcp', 'tcp6') for line in open(f'/proc/net/{table}').readlines()[1:]
-                 if line.split()[3] == '0A'] if sys.platform == 'linux' else pytest.skip('asks Linux which ports are open')
+    if sys.platform != 'linux':
+        pytest.skip('asks Linux which ports are open')
+    lines = [line.split() for table in ('tcp', 'tcp6') for line in open(f'/proc/net/{table}')]
+    listening = [words[1] for words in lines if words[3] == '0A']
     assert [a for a in listening if a.endswith(f':{server.port:04X}')] == [f'0100007F:{server.port:04X}']
 
 
@@ -263,8 +267,8 @@ def test_a_megabyte_is_not_even_read(server):
 
 @row(40)
 def test_there_are_no_other_paths_and_methods(server):
-    for path in ('/play.py', '/../play.py', '/%2e%2e/play.py', '/step', '/start', '/index.html', '//', '/out/tiny', 'http://evil.example/'):
-        refuses(server, 404, 'GET', path) if path != '//' else None
+    for path in ('/play.py', '/../play.py', '/%2e%2e/play.py', '/step', '/start', '/index.html', '/out/tiny', 'http://evil.example/'):
+        refuses(server, 404, 'GET', path)
     for path in ('/', '/step/', '/step?x', '/reload', '/upload', '/../step'):
         refuses(server, 404, 'POST', path, STEP[2])
     for method in ('PUT', 'DELETE', 'OPTIONS', 'PATCH', 'TRACE', 'CONNECT', 'step'):
@@ -275,8 +279,10 @@ def test_there_are_no_other_paths_and_methods(server):
 @pytest.mark.parametrize('request_', [b'GET /marker HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n', b'marker / HTTP/1.1\r\n\r\n',
                                       b'GET / marker HTTP/1.1\r\n\r\n', b'GET / HTTP/marker\r\n\r\n', b'marker\r\n\r\n',
                                       b'GET / HTTP/1.1\r\nHost: marker\r\n\r\n', b'GET /' + b'marker' * 20_000 + b' HTTP/1.1\r\n\r\n',
-                                      b'GET / HTTP/1.1\r\nmarker: ' + b'x' * 70_000 + b'\r\n\r\n', b'GET / HTTP/1.1\r\n' + b'marker: x\r\n' * 200 + b'\r\n',
-                                      b'POST /step HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nOrigin: http://127.0.0.1:PORT\r\nContent-Length: 6\r\n\r\nmarker',
+                                      b'GET / HTTP/1.1\r\nmarker: ' + b'x' * 70_000 + b'\r\n\r\n',
+                                      b'GET / HTTP/1.1\r\n' + b'marker: x\r\n' * 200 + b'\r\n',
+                                      b'POST /step HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nOrigin: http://127.0.0.1:PORT\r\n'
+                                      b'Content-Length: 6\r\n\r\nmarker',
                                       b'GET / HTTP/9.9\r\nHost: 127.0.0.1:PORT\r\n\r\n', b'\x16\x03\x01marker\x00\r\n\r\n'],
                          ids=lambda request_: repr(request_)[2:30])
 def test_an_answer_repeats_nothing_and_shows_nothing(server, request_):
@@ -321,12 +327,13 @@ def test_a_slow_client_holds_nobody_up_and_is_cut_off(server):
     for s in slow[6:]:
         s.sendall(b'\r\n{"action"')
     play(server, 0, [1, 2])
-    dripping, cut, deadline = slow[-1], False, time.monotonic() + 60
+    assert not select.select(slow, [], [], 0)[0]                      # nobody had to be cut off before that
+    dripping, cut, deadline = slow[3], False, time.monotonic() + 30        # a header that goes on and on
     dripping.settimeout(0.3)
     while not cut and time.monotonic() < deadline:
         try:
-            dripping.sendall(b' ')
-            cut = not dripping.recv(1)
+            dripping.sendall(b'x')
+            cut = dripping.recv(1) == b''
         except TimeoutError:
             pass
         except ConnectionError:
@@ -340,8 +347,12 @@ def test_a_slow_client_holds_nobody_up_and_is_cut_off(server):
 @row(40)
 def test_connections_are_bounded(server):
     many = [socket.create_connection(('127.0.0.1', server.port), timeout=60) for _ in range(80)]
-    closed = select.select(many, [], [], 60)[0]
-    assert closed and many[0] not in closed                           # not for being slow: the first would be the first to go
+    for s, answered in ((many[-1], False), (many[0], True)):
+        try:
+            s.sendall(f'GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n'.encode())
+            assert (s.recv(1) != b'') == answered
+        except ConnectionError:
+            assert not answered
     for s in many:
         s.close()
     for _ in range(1000):                                             # until their threads have noticed
@@ -363,14 +374,17 @@ def test_steps_a_second_are_bounded(server):
 @row(40)
 def test_two_at_a_time_take_turns(server):
     """Of requests for the same step that come together one is answered and the others are too late."""
-    play(server, 0, [])
-    codes = []
-    threads = [threading.Thread(target=lambda: codes.append(ask(server, 'POST', '/step', {'action': 1, 'frame': 0})[0])) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert sorted(codes) == [200] + [409] * 7
+    here, body = f'127.0.0.1:{server.port}', b'{"action": 1, "frame": 0}'
+    for _ in range(5):
+        play(server, 0, [])
+        several = [socket.create_connection(('127.0.0.1', server.port), timeout=60) for _ in range(8)]
+        for part in (f'POST /step HTTP/1.1\r\nHost: {here}\r\nOrigin: http://{here}\r\nContent-Length: {len(body)}\r\n\r\n'.encode()
+                     + body[:-1], body[-1:]):
+            for s in several:
+                s.sendall(part)
+        assert sorted(s.makefile('rb').readline().split()[1] for s in several) == [b'200'] + [b'409'] * 7
+        for s in several:
+            s.close()
 
 
 # -----------------------------------------------------------------------------
@@ -380,6 +394,7 @@ def test_two_at_a_time_take_turns(server):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(world, number):
     it = serve(world[0])
+    play(it, 0, [0])                                                  # silently
     slow = socket.create_connection(('127.0.0.1', it.port), timeout=60)
     it.process.send_signal(number)
     out, err = it.process.communicate(timeout=60)
