@@ -34,6 +34,9 @@ LIMITS = [
     ('seed warmup_iters weight_decay grad_clip temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('dropout ema_decay',                    'in [0, 1)', lambda v: 0 <= v < 1),
     ('scene_share',                          'in [0, 0.5]', lambda v: 0 <= v <= 0.5),
+    ('port',                                 '0 or in [1024, 65535]', lambda v: v == 0 or 1024 <= v <= 65535),
+    ('token', "'' or 16 or more of A-Z a-z 0-9 - _", lambda v: v == '' or len(v) >= 16 and v.isascii()
+        and v.replace('-', '').replace('_', '').isalnum()),
     ('device', 'auto, cpu, cuda, cuda:N or mps',
         lambda v: v in ('auto', 'cpu', 'cuda', 'mps') or v.startswith('cuda:') and v[5:].isdecimal()),
     ('dtype',         *one_of('float32', 'bfloat16', 'float16')),
