@@ -539,8 +539,12 @@ def load_stage(out_dir, stage, device):
     ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
     weights = checkpoint.weights(ckpt)
     Model, Config = STAGES[stage]
-    model = Model(Config(**ckpt['model_args']))
-    model.load_state_dict(weights)
+    try:
+        model = Model(Config(**ckpt['model_args']))
+        model.load_state_dict(weights)
+    except (TypeError, ValueError, RuntimeError) as e:       # another version's network; sizes that do not go together
+        raise checkpoint.CheckpointError(ckpt['path'], f'found weights of another network than {stage}.py makes now: {str(e).splitlines()[0][:100]}',
+                                         f'go back to the version that trained it, or train it again: python {stage}.py config/NAME.py') from e
     about = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
     return model.to(device).eval().requires_grad_(False), {**about, 'id': checkpoint.weights_id(weights)}
 

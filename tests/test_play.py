@@ -21,8 +21,9 @@ from PIL import Image
 import checkpoint
 import data
 import model
-from test_faults import start, until
-from test_training import broken, refused, run, world
+from conftest import refused, run, start
+from test_faults import until
+from test_training import broken
 
 row = pytest.mark.row
 NAMES = ['', 'up', 'noop', '</script><script>alert(1)</script>']

@@ -255,3 +255,11 @@ def test_missing_and_mismatched_checkpoints_are_refused(world, tmp_path):
 
 def test_labels_that_are_not_there_are_refused(world):
     refused(run('dynamics.py', world[0], '--action_source=labels'), 3, 'action_source=labels', 'actions')
+
+
+def test_weights_of_another_version_are_refused(world, tmp_path):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    ckpt = checkpoint.best(out / 'dynamics', 'dynamics')
+    ckpt['model']['blocks.9.old'] = torch.zeros(1)
+    torch.save({k: v for k, v in ckpt.items() if k != 'path'}, out / 'dynamics' / 'best.pt')
+    refused(run('sample.py', world[0], f'--out_dir={out}'), 4, 'best.pt', 'another network', 'python dynamics.py')
