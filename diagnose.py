@@ -1,0 +1,1150 @@
+"""
+What is wrong with this run? Reads training logs and checkpoint folders and says in plain words, with the numbers, what
+happened and what to do next. It reads only: no log and no checkpoint is ever changed.
+
+    python diagnose.py out/tiny                               # a run of this project, all stages
+    python diagnose.py out/tiny/dynamics --plot=loss.png      # one stage, and its loss as a picture
+    python diagnose.py history.csv checkpoints --vocab=1024 --total=300000 --n_actions=16
+    python diagnose.py epochs.md batches.md --vocab=65536,8192 --weights=closs:1,loss_ct:10
+
+LOG: log.csv of this project, a W&B history as CSV, JSON lines, a whitespace or markdown table. A blank cell was not logged.
+CHECKPOINT_DIR: a folder of this project, or of NAME_step_N/{model_state_dict,optim_state_dict,state}.pt.
+Exit code: 0 ok or info, 1 warn, 2 critical, 3 something could not be read, or bad usage.
+
+Each rule below is one function: its docstring says why it exists. The figures of R00, R01, R06, R07, R08, R10, R14, R15, R16,
+R22 and R23 are for the reader: at `info` they accuse nobody and leave the verdict at ok.
+"""
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+
+SEVERITIES = ['ok', 'info', 'warn', 'critical']
+FIGURES = {'R00', 'R01', 'R06', 'R07', 'R08', 'R10', 'R14', 'R15', 'R16', 'R22', 'R23'}
+MAX_COLUMNS, MAX_LINE, MAX_BYTES = 1000, 100_000, 2 ** 31     # what is longer is no training log
+
+
+class Unreadable(Exception):
+    """An input cannot be read, with the reason."""
+
+
+def clean(text, width=80):
+    """Names come from strangers' files: nothing in them may steer a terminal."""
+    text = ''.join(c if c.isprintable() else '?' for c in str(text))
+    return text if len(text) <= width else text[:width - 3] + '...'
+
+
+def digits(x):
+    """A loss as text: four decimals, or four digits where it is small or large."""
+    return f'{x:.4f}' if 1 <= abs(x) < 1e4 else f'{x:.4g}'
+
+
+def short(x):
+    """A mean of losses: a digit less."""
+    return f'{x:.3f}' if 1 <= abs(x) < 1e4 else f'{x:.4g}'
+
+
+def say(rule, severity, text, head='', action='', **numbers):
+    """One finding. head: its few words for the verdict."""
+    return dict(rule=rule, severity=severity, text=text, action=action, numbers=numbers, head=head)
+
+
+# -----------------------------------------------------------------------------
+# reading a log. In the arrays nan is a blank cell (not logged), inf an infinity of either sign, -inf a NaN that was logged
+
+NAN, INFINITE = -math.inf, math.inf
+
+
+def number(cell):
+    """One cell as a float; None if it is not a number. What is beyond 1e100 overflowed somewhere: infinite."""
+    if cell is None or isinstance(cell, str) and cell.strip().lower() in ('', 'none', 'null', '-'):
+        return math.nan
+    try:
+        value = float(cell)
+    except OverflowError:
+        return INFINITE
+    except (ValueError, TypeError):
+        return None
+    return NAN if math.isnan(value) else value if abs(value) < 1e100 else INFINITE
+
+
+def numbers(cells):
+    """A column of texts -> (floats, how many of them are not numbers and count as blank)."""
+    try:
+        x = np.array(list(map(float, cells)))                 # the fast way; a blank cell is not a float
+    except (ValueError, TypeError, OverflowError):
+        values = [number(c) for c in cells]
+        odd = values.count(None)
+        return np.array([math.nan if v is None else v for v in values]), odd
+    good = np.abs(x) < 1e100
+    return (x if good.all() else np.where(good, x, np.where(np.isnan(x), NAN, INFINITE))), 0
+
+
+def chunks(path):
+    """Lists of lines of a text file, about 4 MB at a time: no file is held in memory, and no line that never ends."""
+    try:
+        if not os.path.isfile(path):
+            raise Unreadable(f'{clean(path)}: ' + ('there is no such file' if not os.path.exists(path) else 'found something else than a file'))
+        size = os.path.getsize(path)
+        with open(path, 'rb') as f:
+            start = f.read(4096)
+    except OSError as e:
+        raise Unreadable(f'{clean(path)}: cannot be read: {e.strerror}') from None
+    if not size or size > MAX_BYTES:
+        raise Unreadable(f'{clean(path)}: ' + ('the file is empty' if not size else f'found {size} bytes, expected a log of at most {MAX_BYTES}'))
+    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'       # PowerShell's > writes UTF-16
+    control = sum(c < 32 and c not in (9, 10, 12, 13, 27) for c in start)
+    if encoding == 'utf-8-sig' and control > len(start) // 100:
+        kind = next((f'; its first bytes are those of {name}' for magic, name in
+                     ((b'\x89PNG', 'a PNG picture'), (b'\xff\xd8\xff', 'a JPEG picture'), (b'GIF8', 'a GIF picture'), (b'PK\3\4', 'a zip file, or a checkpoint'),
+                      (b'\x89HDF', 'an HDF5 file')) if start.startswith(magic)), '')
+        raise Unreadable(f'{clean(path)}: found a binary file, expected text{kind}')
+    with open(path, encoding=encoding, errors='replace') as f:
+        rest = ''
+        while True:
+            text = f.read(1 << 22)
+            lines = (rest + text).split('\n')
+            rest = lines.pop() if text else ''
+            rest = rest[:MAX_LINE + 1]                        # a line that never ends is dropped below
+            yield [x.replace('\0', '') for x in lines if len(x) <= MAX_LINE and not x.isspace() and x]
+            if not text:
+                return
+
+
+def splitter(line):
+    """How the lines of a table are cut into cells, judged from its first line."""
+    if '|' in line and ',' not in line:
+        return lambda line: [c.strip() for c in line.strip().strip('|').split('|')]
+    if not any(c in line for c in ',;\t'):
+        return str.split
+    comma = max(',;\t', key=line.count)
+    return lambda line: next(csv.reader([line], delimiter=comma)) if '"' in line else line.split(comma)
+
+
+def read_columns(path):
+    """The numeric columns of a file: {name: floats}, and what was odd about it: {lines, cells, headers: how many, rows}."""
+    columns, odd, rows, cut, header = {}, dict(lines=0, cells=0, headers=0), 0, None, []
+    parts = {}                                                # name -> [(first row, floats)]
+    for lines in chunks(path):
+        if not lines:
+            continue
+        if cut is None and not lines[0].lstrip().startswith('{'):
+            cut = splitter(lines[0])
+            try:
+                header = [clean(c.strip().strip('"').split(' - ')[-1], 200).strip().lower() for c in cut(lines[0])[:MAX_COLUMNS]]
+            except csv.Error:
+                header = []
+            if not any(number(c) is None for c in header):
+                raise Unreadable(f'{clean(path)}: found no line of column names at its start, expected one such as step,loss,lr')
+            first, lines = lines[0], lines[1:]
+        if cut is None:                                       # JSON lines
+            records = []
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None
+                if isinstance(record, dict):
+                    records.append(record)
+                else:
+                    odd['lines'] += 1
+            n = len(records)
+            names = dict.fromkeys(k for r in records for k in r)
+            table = [(clean(k, 200).strip().lower(), [r.get(k) for r in records]) for k in list(names)[:MAX_COLUMNS]]
+        else:
+            n = len(lines)
+            lines = [x for x in lines if x != first]          # the header again: a second run was appended
+            odd['headers'] += n - len(lines)
+            cells = []
+            for line in lines:
+                try:
+                    cells.append(cut(line))
+                except csv.Error:
+                    odd['lines'] += 1
+            cells = [c for c in cells if any(c) and c[0][:3] not in ('---', ':--')] if cells and '-' in cells[0][0] else cells
+            n, width = len(cells), len(header)
+            if any(len(c) != width for c in cells):           # ragged: what is missing is blank, what is too much is dropped
+                odd['lines'] += sum(len(c) != width for c in cells)
+                cells = [(c + [''] * (width - len(c)))[:width] for c in cells]
+            table = list(zip(header, zip(*cells)))
+        for name, values in table:
+            x, bad = numbers(values)
+            parts.setdefault(name, []).append((rows, x, bad))
+        rows += n
+    for name, pieces in parts.items():
+        x = np.full(rows, math.nan)
+        for at, values, bad in pieces:
+            x[at:at + len(values)] = values
+        bad = sum(b for _, _, b in pieces)
+        if not np.isnan(x).all() and not name.endswith(('__min', '__max')):               # W&B's ranges around a column
+            columns[name] = x
+            odd['cells'] += bad
+    if not columns:
+        raise Unreadable(f'{clean(path)}: found no numbers in it, expected a training log: ' + 'a line of names such as step,loss,lr, then rows of numbers')
+    return columns, {**odd, 'rows': rows}
+
+
+def find(columns, *patterns):
+    """The name of the column that fits the earliest of the patterns, whatever the order of the columns; None if none does."""
+    for pattern in patterns:
+        found = sorted((n for n in columns if re.fullmatch(pattern, n)), key=lambda n: (len(n), n))
+        if found:
+            return found[0]
+    return None
+
+
+HELD_OUT = r'(val|valid|validation|eval|test|held.?out)([_/. ].*|)'
+LOSS = ['loss', 'train[_/. ]?loss', r'(train|training)[_/. ].*loss', '.*/loss', 'closs', 'total.loss', '.*loss.*']
+STEP = ['_step', 'step', 'iter', 'iters', 'iteration', 'global.?step', '.*/global_step', 'steps', 'update', 'epochs?', '.*/epoch']
+
+
+def read_log(path, columns=None, odd=None):
+    """A log: name, columns, step, loss (columns with a blank where not logged), s and x (steps and losses that are finite), unit."""
+    if columns is None:
+        columns, odd = read_columns(path)
+    train = [n for n in columns if not re.fullmatch(HELD_OUT, n)]
+    step, loss = find(train, *STEP), find([n for n in train if n not in STEP], *LOSS)
+    if loss is None:
+        raise Unreadable(f'{clean(path)}: found no column of a training loss among {clean(", ".join(columns))}, expected loss, train/loss or the like')
+    log = SimpleNamespace(path=path, name=clean(os.path.basename(path), 60), columns=columns, odd=odd, loss_name=loss, step_name=step, unit='step', order={})
+    log.step = columns[step] if step else np.arange(len(columns[loss]), dtype=float)
+    log.by_epoch = bool(step) and 'epoch' in step
+    log.unit = 'epoch' if log.by_epoch else 'step' if step else 'row'
+    in_order(log)
+    log.loss = log.columns[loss]
+    log.k, log.mixed, log.rising, log.falling, log.checkpoints = 1, False, False, False, None
+    log.s, log.x = log.step[np.isfinite(log.loss)], log.loss[np.isfinite(log.loss)]
+    log.windows = windows(log.s, log.x)
+    return log
+
+
+def in_order(log):
+    """Puts the rows into the order of their steps; log.order keeps what R19 has to say about it."""
+    valid = np.isfinite(log.step)
+    keep = np.flatnonzero(valid)
+    log.order['no_step'] = int((~valid).sum())
+    s = log.step[keep]
+    logged = ~np.isnan(log.columns[log.loss_name][keep])
+    back = np.flatnonzero(np.diff(s) < 0) + 1
+    if len(back) and len(np.unique(s[logged])) == logged.sum():                           # each step once: out of order, no more
+        log.order['unsorted'] = len(back)
+        keep = keep[np.argsort(s, kind='stable')]
+    elif len(back):
+        log.order['back'] = [(float(s[i - 1]), float(s[i])) for i in back[:5]]
+        log.order['n_back'] = len(back)
+        again = back[s[back] <= s.min() + 0.01 * (s.max() - s.min())]                     # back to the start: another run
+        bounds = [0, *again, len(s)]
+        sizes = np.diff(bounds)
+        if len(again):
+            run = max(i for i, n in enumerate(sizes) if n >= 0.1 * len(s) or n == sizes.max())
+            log.order['runs'] = [int(n) for n in sizes[:20]]
+            log.order['run'] = run
+            keep, s = keep[bounds[run]:bounds[run + 1]], s[bounds[run]:bounds[run + 1]]
+        if (np.diff(s) < 0).sum() > len(s) // 10:
+            keep = keep[np.argsort(s, kind='stable')]
+        elif len(s):                                          # what a resumed run did again replaces the first try
+            later = np.append(np.minimum.accumulate(s[::-1])[::-1][1:], math.inf)
+            log.order['overwritten'] = int((s > later).sum())
+            keep = keep[s <= later]
+    log.step = log.step[keep]
+    log.columns = {name: x[keep] for name, x in log.columns.items()} if len(keep) < len(valid) or len(back) else log.columns
+
+
+# -----------------------------------------------------------------------------
+# figures that several rules use
+
+
+def spacing(s):
+    gaps = np.diff(s)
+    gaps = gaps[gaps > 0]
+    return float(np.median(gaps)) if len(gaps) else 1.0
+
+
+def windows(s, x):
+    """(first step, rows, mean) of each window of the largest 1, 2 or 5 x 10^n steps that gives at least 4; a last one that
+    is shorter than half is merged into the one before. Fewer than 4 rows: each is its own window."""
+    if len(x) < 4:
+        return [(float(a), 1, float(b)) for a, b in zip(s, x)]
+    gap = spacing(s)
+    span = s[-1] - s[0] + gap
+    for e in range(math.floor(math.log10(span)), math.floor(math.log10(gap)) - 2, -1):
+        for width in (5 * 10.0 ** e, 2 * 10.0 ** e, 10.0 ** e):
+            w = np.floor((s - s[0]) / width + 1e-9)
+            starts = np.flatnonzero(np.diff(w, prepend=-1))
+            if len(starts) > 1 and span - w[-1] * width < width / 2:
+                starts = starts[:-1]
+            if len(starts) >= 4:
+                means = np.add.reduceat(x, starts) / np.diff(starts, append=len(x))
+                return [(float(s[0] + w[a] * width), int(n), float(m)) for a, n, m in zip(starts, np.diff(starts, append=len(x)), means)]
+    return []
+
+
+def blocks(x, m):
+    """x cut into m equal runs of rows -> the rows in their middles, their medians."""
+    edges = np.linspace(0, len(x), m + 1).astype(int)
+    return (edges[:-1] + edges[1:] - 1) // 2, np.array([np.median(x[a:b]) for a, b in zip(edges, edges[1:])])
+
+
+def smoothed(x):
+    """Medians of up to 50 runs of rows, which one spike does not move: the rows in their middles, the medians."""
+    return blocks(x, min(50, len(x), max(20, len(x) // 4)))
+
+
+def correlation(a, b):
+    """Pearson's, over the rows that have both; None where fewer than 3 have, or one of them never changes."""
+    both = np.isfinite(a) & np.isfinite(b)
+    a, b = a[both], b[both]
+    if len(a) < 3 or np.ptp(a) <= 1e-12 * np.abs(a).max() or np.ptp(b) <= 1e-12 * np.abs(b).max():
+        return None
+    a, b = a - a.mean(), b - b.mean()
+    return float((a @ b) / math.sqrt((a @ a) * (b @ b)))
+
+
+def spearman(x):
+    """Rank correlation of x with its order: 1 if it only rises."""
+    r = (np.asarray(x)[:, None] > x).sum(1) + 0.5 * (np.asarray(x)[:, None] == x).sum(1)
+    return correlation(r, np.arange(len(x)) + 0.0) or 0.0
+
+
+def divisor(log, known):
+    """R02's k: what the logged loss seems to be divided by. Only a row of step 0 or 1 is still at initialisation, where a
+    cross-entropy stands at ln vocab; a mean over the first 50 updates may lie anywhere below it."""
+    if not known.vocab or log.by_epoch or not len(log.x) or log.s[0] > 1:
+        return 1
+    chance = math.log(known.vocab[0])
+    k = min((1, 2, 4, 8, 16, 32), key=lambda k: abs(k * log.x[0] - chance))
+    return k if abs(k * log.x[0] - chance) <= 0.5 else 1
+
+
+def regimes(x):
+    """R12: (values of the lower regime, of the upper, ratio of the gap between, switches) where x lives in two, else None. The
+    later half is looked at too: while a loss descends it passes through any gap."""
+    for part in (x, x[len(x) // 2:]) if len(x) >= 100 else (x,):
+        y = np.sort(part)
+        n = len(y)
+        if n < 8 or y[0] <= 0:
+            continue
+        quarter = math.ceil(n / 4)                            # rows that each side must have
+        ratios = y[quarter:n - quarter + 1] / y[quarter - 1:n - quarter]
+        if not len(ratios) or ratios.max() < 3:
+            continue
+        at = quarter + int(ratios.argmax())
+        switches = int((np.diff(part >= y[at]) != 0).sum())
+        if switches >= 3:
+            return y[:at], y[at:], float(ratios.max()), switches
+    return None
+
+
+def turn(x):
+    """Rising since its best? Where the smoothed loss of the last tenth stays 1.3 times above its lowest (the ratio of this
+    project's own guard) and 6 standard errors of the noise: dict(low, row, last, ratio), else None."""
+    if len(x) < 5 or x.min() <= 0:
+        return None
+    at, y = smoothed(x)
+    y = np.log(y)
+    tail = max(2, len(y) // 15)
+    noise = 1.4826 * float(np.median(np.abs(np.diff(np.log(x))))) / math.sqrt(2)          # of one row, whatever the trend
+    least = max(math.log(1.3), 6 * noise / math.sqrt(len(x) / len(y)))
+    if y[-tail:].min() - y.min() < least:
+        return None
+    row = int(at[np.flatnonzero(y < y.min() + math.log(1.1))[-1]])                        # still within 10% of its best
+    return dict(low=math.exp(y.min()), row=row, last=math.exp(y[-1]), ratio=math.exp(y[-1] - y.min()))
+
+
+def spikes(x):
+    """R11: z of each row (distance to the median in 1.4826 MAD), the median at each row, and which rows are spikes. From 100
+    rows on median and MAD are those of the rows around: a trend is no spike. Nor is the descent at the start, nor a level
+    that the next rows keep: a spike stands a fifth above the medians before and after it."""
+    m = min(200, max(1, len(x) // 50))
+    at, medians = blocks(x, m)
+    rows = np.arange(len(x))
+    base = np.interp(rows, at, medians)
+    scale = np.interp(rows, at, 1.4826 * blocks(np.abs(x - base), m)[1])
+    z = (x - base) / np.maximum(scale, 0.005 * np.abs(base) + 1e-30)
+    around = np.pad(medians, 1, mode='edge')
+    highest = np.maximum(np.maximum(around[:-2], medians), around[2:])[np.searchsorted(np.linspace(0, len(x), m + 1).astype(int)[1:], rows, side='right')]
+    descended = rows > (x <= medians[0]).argmax()
+    return z, base, (z > 6) & (x > highest + 0.2 * np.abs(highest)) & descended
+
+
+def events(flagged):
+    """Rows that are flagged, as the first and last of each run; runs less than 1/200 of the log apart are one."""
+    rows = np.flatnonzero(flagged)
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) > max(1, len(flagged) // 200))
+    return list(zip(rows[np.append(0, breaks + 1)].tolist(), rows[np.append(breaks, len(rows) - 1)].tolist()))
+
+
+def logged(log, *patterns):
+    """(name, steps, values) of a training column where it was logged and is finite; name None if there is none."""
+    name = find([n for n in log.columns if not re.fullmatch(HELD_OUT, n)], *patterns)
+    if name is None:
+        return None, np.zeros(0), np.zeros(0)
+    x = log.columns[name]
+    good = np.isfinite(x)
+    return name, log.step[good], x[good]
+
+
+ENTROPY, UNIQUE, USAGE = r'(.*/)?action_entropy', r'(.*/)?unique_actions', r'.*codebook_usage'
+LR = ('lr', 'learning_rate', r'.*/lr', r'.*learning_rate.*', r'lr[-_/].*')
+
+# -----------------------------------------------------------------------------
+# the rules. Each yields its findings on one log; known: what the user or the checkpoints told (vocab, total, n_actions, weights)
+
+
+def r00(log, known):
+    """What was read, so that a reader sees at once whether it is the right file."""
+    odd = [f'{n} {what}' for n, what in ((log.odd['cells'], 'cells are not numbers and count as blank'), (log.odd['lines'], 'lines are broken or too short'),
+                                         (log.order['no_step'], f'rows have no {log.unit} and are left out')) if n]
+    odd = f' But {", ".join(odd)}.' if odd else ''
+    if not len(log.x):
+        yield say('R00', 'info', f'{log.name}: {log.odd["rows"]} rows, and not one finite value in column {log.loss_name}.{odd}', rows=0)
+        return
+    low = int(log.x.argmin())
+    text = (f'{len(log.x)} rows of {log.loss_name} up to {log.unit} {log.s[-1]:.10g}: {digits(log.x[0])} -> {digits(log.x[-1])}, '
+            f'min {digits(log.x[low])} at {log.unit} {log.s[low]:.10g}, median {digits(np.median(log.x))}.{odd}')
+    yield say('R00', 'info', text, rows=len(log.x), first_step=log.s[0], last_step=log.s[-1], first=log.x[0], last=log.x[-1], min=log.x[low],
+              min_step=log.s[low], median=np.median(log.x))
+
+
+def r01(log, known):
+    """Means over windows: single rows are noise, and the eye follows the noise."""
+    if log.windows:
+        means = [m for _, _, m in log.windows]
+        width = f', {log.windows[1][0] - log.windows[0][0]:.10g} {log.unit}s each' if len(means) > 1 else ''
+        yield say('R01', 'info', f'Window means{width}: {" ".join(map(short, means))}.', means=means, starts=[a for a, _, _ in log.windows])
+
+
+def r02(log, known):
+    """A loss divided by the accumulation steps or ranks looks better than it is, and can hide that it is worse than guessing."""
+    if log.k > 1:
+        chance = math.log(known.vocab[0])
+        over = log.k * log.x[0] - chance
+        yield say('R02', 'warn', f'The logged loss seems to be divided by {log.k}: an untrained model stands near ln {known.vocab[0]} = {chance:.3f}, and the first row, '
+                  f'{digits(log.x[0])}, times {log.k} is {log.k * log.x[0]:.3f} = ln {known.vocab[0]} {"-" if over < 0 else "+"} {abs(over):.3f}. The rules below count with it.',
+                  f'the logged loss is divided by {log.k}',
+                  f'Log the undivided mean over all micro-batches and ranks. Until then multiply by {log.k} when you compare with ln {known.vocab[0]}.',
+                  k=log.k, undivided=log.k * log.x[0], chance=chance, over=over)
+
+
+def r03(log, known):
+    """The direction of the loss, by window means: the first thing to know, and what one noisy row cannot tell."""
+    means = [m for _, _, m in log.windows]
+    if log.mixed or len(means) < 2:
+        return
+    rho, low = spearman(means), min(means)
+    ratio = means[-1] / means[0] if low > 0 else math.nan
+    figures = dict(spearman=rho, ratio=ratio, first=means[0], last=means[-1])
+    where = f'the window means go from {short(means[0])} to {short(means[-1])}' + (f' (x{ratio:.2f}, Spearman {rho:.2f})' if low > 0 else f' (Spearman {rho:.2f})')
+    if log.rising:
+        at = log.s[log.turned['row']] if log.turned else log.s[0]
+        head = f'the loss is diverging (x{ratio if log.diverging else log.turned["ratio"]:.2f}), it turned at {log.unit} {at:.10g}'
+        text = f'Diverging: {where}. '
+        if log.turned:
+            text += (f'The smoothed loss was last within 10% of its lowest, {short(log.turned["low"])}, at about {log.unit} {at:.10g} and is now '
+                     f'{short(log.turned["last"])}, x{log.turned["ratio"]:.2f}: there it turned.')
+            figures.update(lowest=log.turned['low'], now=log.turned['last'], since_lowest=log.turned['ratio'])
+        yield say('R03', 'critical', text, head, restart_advice(log), turned=at, **figures)
+    elif low <= 0:
+        yield say('R03', 'info', f'The loss is not positive everywhere, so ratios say nothing; {where}.', 'a loss that is not positive', **figures)
+    elif ratio < 0.95:
+        yield say('R03', 'ok', f'Falling: {where}.', f'the loss is falling, window means {short(means[0])} -> {short(means[-1])}', **figures)
+    elif ratio > 1.1 and len(means) < 4:
+        yield say('R03', 'info', f'{len(means)} rows are too few to call it a trend: {where}.', f'{len(means)} rows are too few for a trend', **figures)
+    else:
+        yield say('R03', 'info', f'Flat, or without direction: {where}.', f'the loss is flat, window means {short(means[0])} -> {short(means[-1])}', **figures)
+
+
+def restart_advice(log):
+    """What to do about a diverged run: from where, and how fast."""
+    name, s, lr = logged(log, *LR)
+    row = lowest_row(log)
+    text = 'Stop. Restart from scratch or from the last valid checkpoint'
+    if row is not None:
+        at = log.s[row]
+        text += f' at or before {log.unit} {at:.10g}, the smoothed minimum (a later one holds a diverged model)'
+        valid = [c.step for c in log.checkpoints or [] if not c.fault and c.step <= at]
+        if log.checkpoints:
+            text += f': that of {log.unit} {max(valid)}' if valid else ': there is none, so from scratch'
+        if len(lr) and lr[-1] > 0:
+            then = float(np.interp(at, s, lr))
+            text += f', with lr = {min(lr[-1] / 20, then / 3 if then > 0 else math.inf):.2g} (the smaller of lr now / 20 and lr at the minimum / 3)'
+    return text + '. Then a smoke run of 5000 steps, looking at window means.'
+
+
+def lowest_row(log):
+    """The row at which the smoothed loss is lowest."""
+    if len(log.x) < 5:
+        return None
+    at, y = smoothed(log.x)
+    return int(at[y.argmin()])
+
+
+def r04(log, known):
+    """Above ln vocab a model predicts worse than one that has seen nothing: everything it made is useless."""
+    if not known.vocab or log.mixed or not log.windows:
+        return
+    now, chance = log.k * level(log), math.log(known.vocab[0])
+    if now > chance:
+        what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
+        yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
+                  'worse than guessing', restart_advice(log) if log.rising else
+                  'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
+                  now=now, chance=chance)
+
+
+def level(log):
+    """Where the loss is now: the last window mean, or the last row where a row is the mean of an epoch."""
+    return float(log.x[-1]) if log.by_epoch else log.windows[-1][2]
+
+
+def r05(log, known):
+    """Worse than untrained: there is nothing in the model to rescue."""
+    if log.rising and log.windows[-1][2] > 1.05 * log.x[0] > 0:
+        yield say('R05', 'critical', f'Worse than at initialisation: the last window mean {short(log.windows[-1][2])} > {digits(log.x[0])}, the first row '
+                  f'({log.unit} {log.s[0]:.10g}).', 'worse than at initialisation', 'As for R03; the present weights are worth less than fresh ones.',
+                  last=log.windows[-1][2], first=log.x[0])
+
+
+def r06(log, known):
+    """The rate is the first suspect of a rising loss: compare it with the rate at which the loss was still low."""
+    name, s, lr = logged(log, *LR)
+    if name is None or len(lr) < 2 or lr.max() <= 0:
+        return
+    peak, row = int(lr.argmax()), lowest_row(log)
+    loss = np.interp(s, log.s, log.x) if len(log.x) else np.full(len(s), math.nan)
+    before, after = correlation(loss[:peak + 1], lr[:peak + 1]), correlation(loss[peak:], lr[peak:])
+    parts = [f'lr is {lr[-1]:.3g} = {100 * lr[-1] / lr[peak]:.1f}% of its peak ({lr[peak]:.3g} at {log.unit} {s[peak]:.10g})']
+    figures = dict(lr=lr[-1], peak=lr[peak], percent=100 * lr[-1] / lr[peak], before=before, after=after)
+    if row is not None:
+        figures['at_minimum'] = float(np.interp(log.s[row], s, lr))
+        parts.append(f'it was {figures["at_minimum"]:.3g} at the smoothed minimum of the loss ({log.unit} {log.s[row]:.10g})')
+    known_corr = [f'{c:.2f} {when} the peak' for c, when in ((before, 'before'), (after, 'after')) if c is not None]
+    parts += ['corr(loss, lr) is ' + ' and '.join(known_corr)] if known_corr else []
+    hot = log.rising and row is not None and lr[-1] > 3 * figures['at_minimum'] > 0
+    yield say('R06', 'warn' if hot else 'info', '; '.join(parts) + '.' + (f' The loss rises at {lr[-1] / figures["at_minimum"]:.1f} times that rate.' if hot else ''),
+              'the learning rate is too high' if hot else '',
+              'Lower the rate; the action of R03 says to what. That rate and loss go together is no proof: the smoke run is.' if hot else '', **figures)
+
+
+def r07(log, known):
+    """When will it be done, and has it slowed down?"""
+    name = find(log.columns, '_runtime', 'runtime', '.*/runtime', 'elapsed.*', 'wall.?time', '_timestamp', 'timestamp', 'time')
+    if name is None or log.unit != 'step':
+        return
+    good = np.isfinite(log.columns[name])
+    s, ds, dt = log.step[good], np.diff(log.step[good]), np.diff(log.columns[name][good])
+    going = (dt > 0) & (ds >= 0)                              # a resumed run starts its clock anew
+    late = going & (s[1:] > s[-1] - 5000) if len(s) else going
+    if ds[going].sum() <= 0 or ds[late].sum() <= 0:
+        return
+    overall, recent = float(ds[going].sum() / dt[going].sum()), float(ds[late].sum() / dt[late].sum())
+    longer = s[-1] - s[0] > 5000
+    text, figures = f'{overall:.4f} steps/s overall', dict(overall=overall, recent=recent)
+    if longer:
+        text += f' and {recent:.4f} over the last 5000'
+    if known.total:
+        left = max(0, known.total - s[-1])
+        figures.update(left=left, eta_overall_hours=left / overall / 3600, eta_recent_hours=left / recent / 3600)
+        text += f'; {left:.10g} of {known.total} steps left: {left / overall / 3600:.1f} h' + (f' at the overall and {left / recent / 3600:.1f} h at the recent rate' if longer else '')
+    slow = longer and recent < 0.8 * overall
+    yield say('R07', 'warn' if slow else 'info', text + (f'. It has slowed down to {100 * recent / overall:.0f}%.' if slow else '.'),
+              f'it has slowed down to {100 * recent / overall:.0f}%' if slow else '',
+              'Look at the data loader, at what else runs on the machine, and at its temperature.' if slow else '', **figures)
+
+
+def thirds(x):
+    n = len(x)
+    return [float(p.mean()) if len(p) else math.nan for p in (x[:n // 3], x[n // 3:2 * n // 3], x[2 * n // 3:])]
+
+
+def r08(log, known):
+    """A world with one action cannot be played, and its loss does not show it."""
+    (e, _, entropy), (u, _, unique), (c, _, usage) = logged(log, ENTROPY), logged(log, UNIQUE), logged(log, USAGE)
+    if e is None and u is None:
+        return
+    of = f' of {known.n_actions}' if known.n_actions else ''
+    parts, figures, complaints = [], {}, []
+    if len(entropy):
+        t = thirds(entropy)
+        figures.update(entropy_min=entropy.min(), entropy_max=entropy.max(), entropy_last=entropy[-1], entropy_thirds=t)
+        parts.append(f'entropy {entropy.min():.4f}..{entropy.max():.4f} nats, last {entropy[-1]:.4f} = {math.exp(min(entropy[-1], 50)):.1f} equally used actions{of}')
+    if len(unique):
+        figures.update(unique_thirds=thirds(unique), unique_last=unique[-1])
+    if not len(usage) and len(unique) and known.n_actions:
+        usage = unique / known.n_actions
+    shown = [(name, x, d) for name, x, d in (('entropy', entropy, 3), ('unique actions', unique, 2), ('usage', usage, 3)) if len(x)]
+    if any(len(x) >= 3 for _, x, _ in shown):
+        parts.append('by thirds ' + '; '.join(f'{name} ' + ' / '.join(f'{v:.{d}f}' for v in thirds(x)) for name, x, d in shown if len(x) >= 3))
+    if len(usage):
+        early, _, late = thirds(usage)
+        figures.update(usage_thirds=thirds(usage))
+        if late < 0.25:
+            complaints.append(f'late usage {100 * late:.1f}% of the codes is below 25%')
+        if len(usage) >= 9 and late < 0.8 * early:            # fewer rows: single batches would be compared
+            complaints.append(f'late usage is {100 * late / early:.0f}% of the early one, below 80%')
+    one = [name for name, x, limit in (('one action', unique, 1), ('an entropy below 0.1', entropy, 0.1)) if len(x) >= 3 and
+           ((x[-3:] <= limit).all() if limit == 1 else (x[-3:] < limit).all())]
+    severity = 'critical' if one else 'warn' if complaints else 'info'
+    text = 'Actions: ' + '; '.join(parts) + '.' if parts else 'Actions: no value was logged.'
+    if one:
+        text += f' The last 3 logged rows have {" and ".join(one)}: collapsed.'
+    elif complaints:
+        text += ' ' + '; '.join(complaints).capitalize() + ': low diversity.'
+    yield say('R08', severity, text, 'the actions have collapsed' if one else 'low action diversity' if complaints else '',
+              'Use fewer actions, or retrain stages 2 and 3 together; look at the strip of pictures of each action first.' if severity != 'info' else '', **figures)
+
+
+def r09(log, known):
+    """A labeller that is not trained gives the same figures all along: nothing can be read off them."""
+    for name, s, x in (logged(log, ENTROPY), logged(log, UNIQUE)):
+        if len(x) > 100 and x.std() < 0.01:
+            yield say('R09', 'info', f'{clean(name)} stands at {x.mean():.4f} with a standard deviation of {x.std():.5f} over {len(x)} rows: the labeller is frozen, '
+                      'so correlations with it say nothing.', 'the action labeller is frozen', mean=x.mean(), std=x.std(), rows=len(x))
+
+
+def r10(log, known):
+    """Does the loss move with the actions? Only a hint: both may follow the training."""
+    parts, figures = [], {}
+    for pattern in (ENTROPY, UNIQUE):
+        name = logged(log, pattern)[0]
+        if name is None or np.isfinite(log.columns[name]).sum() > 100 and np.std(logged(log, pattern)[2]) < 0.01:
+            continue                                          # R09
+        c = correlation(log.loss, log.columns[name])
+        if c is not None:
+            word = 'none' if abs(c) < 0.1 else 'weak' if abs(c) < 0.3 else 'moderate' if abs(c) < 0.5 else 'strong'
+            parts.append(f'corr(loss, {clean(name)}) = {c:.2f} ({word})')
+            figures[name] = c
+    if parts:
+        yield say('R10', 'info', ', '.join(parts) + '. Both may follow the training: no cause is shown.', **figures)
+
+
+def r11(log, known):
+    """Single rows far above the rest: a bad batch, a gradient that was not clipped, or rows of another run."""
+    if not log.spikes:
+        return
+    z, base, _ = log.z
+    chance = math.log(known.vocab[0]) if known.vocab else math.inf
+    tops = sorted((a + int(log.x[a:b + 1].argmax()) for a, b in log.spikes), key=lambda i: -log.x[i])
+    above = sum(bool(log.k * log.x[i] > chance) for i in tops)
+    # a row by epoch is the mean of thousands of batches; one step above chance that came back is only a warning
+    severity = 'critical' if above >= (1 if log.by_epoch else 2) else 'warn' if above or len(tops) >= 2 else 'info'
+    shown = ', '.join(f'{log.s[i]:.10g} ({short(log.x[i]) if log.x[i] < 10 else f"{log.x[i]:.2f}"}, z {z[i]:.1f})' for i in sorted(tops[:6]))
+    text = f'{len(tops)} spike{"s" * (len(tops) > 1)} with z > 6 at {log.unit} {shown}' + (f' and {len(tops) - 6} lower ones' if len(tops) > 6 else '')
+    text += f'; the median {"there" if len(log.x) >= 100 else "of all rows"} is {digits(base[tops[0]])}.'
+    text += f' {above} of them stand{"s" * (above == 1)} above ln {known.vocab[0]} = {chance:.2f}: worse than guessing.' if above else ''
+    yield say('R11', severity, text, f'{len(tops)} spikes' + (', worse than guessing' if above else ''),
+              'Log loss and gradient norm per batch; look at those batches, at gradient clipping and at the warmup.' if severity != 'info' else '',
+              steps=[log.s[i] for i in sorted(tops)][:100], z=[z[i] for i in sorted(tops)][:100], values=[log.x[i] for i in sorted(tops)][:100],
+              median=base[tops[0]], above_chance=above)
+
+
+def r12(log, known):
+    """A series that jumps between two levels is two series: a trend over both is the trend of neither."""
+    for name, (low, high, ratio, switches) in log.regimes.items():
+        three = lambda x: f'{x:.3f}' if 0.01 <= x < 1000 else f'{x:.4g}'
+        yield say('R12', 'warn', f'{clean(name)} lives on two levels, {three(low[0])}-{three(low[-1])} ({len(low)} rows) and {three(high[0])}-{three(high[-1])} '
+                  f'({len(high)} rows): nothing between them, gap x{ratio:.1f}, {switches} switches. Mixed runs or batches are suspected; the trend is refused.',
+                  'two levels: mixed runs or batches, no trend', 'Write one file per run, and means over all ranks and batches; then ask again.',
+                  low=[low[0], low[-1]], high=[high[0], high[-1]], gap=ratio, switches=switches)
+
+
+def compare(a, b):
+    """R13. Two logs of the same run must agree; where they do not, neither is believed."""
+    epochs, i, j = np.intersect1d(a.step, b.step, return_indices=True)
+    if not len(epochs) or a.by_epoch != b.by_epoch:
+        return
+    names = sorted(n for n in a.columns if n in b.columns and n not in (a.step_name, b.step_name) and (a.by_epoch or n == a.loss_name == b.loss_name))
+    names.sort(key=lambda n: n != a.loss_name)
+    with np.errstate(all='ignore'):
+        pairs = [(a.columns[n][i], b.columns[n][j]) for n in names]
+        if not a.by_epoch:                                    # single steps are noise: four stretches of them
+            pairs = [([np.nanmean(c[np.isfinite(c)]) if np.isfinite(c).any() else math.nan for c in np.array_split(p, 4)] for p in pair) for pair in pairs if len(epochs) >= 8]
+            epochs = [stretch[0] for stretch in np.array_split(epochs, 4)] if len(epochs) >= 8 else []
+        ratios = np.array([np.divide(y, x) for x, y in (map(np.asarray, p) for p in pairs)]).T      # (epochs, names)
+    cells = ratios[np.isfinite(ratios) & (ratios > 0)]
+    if not len(cells):
+        return
+    factors = np.maximum(cells, 1 / cells)
+    near = sum(bool(min(abs(f / k - 1) for k in (2, 4, 8)) <= 0.05) for f in factors)
+    shown = ', '.join(f'{log_step:.10g}: ' + '/'.join(f'{r:.2f}' for r in row) for log_step, row in list(zip(epochs, ratios))[:6])
+    if near >= (2 if a.by_epoch else 3):
+        text, head = f'reduction mismatch suspected, {near} of {len(cells)} are within 5% of 2, 4 or 8', 'two logs differ by a whole factor'
+    elif factors.max() > 1.2:
+        text, head = f'they disagree, by up to x{factors.max():.2f}', 'two logs disagree'
+    else:
+        return
+    yield say('R13', 'warn', f'{b.name} over {a.name} at the same {a.unit}s ({"/".join(map(clean, names))}) is {shown}: {text}. Nothing in the files says which is right.', head,
+              'Use one file per run and the mean over all batches and ranks in both; log the divisor if there is one.', ratios=ratios.tolist(), near=near)
+
+
+def r14(log, known):
+    """How much has it learned, in nats under chance, for every vocabulary that is meant?"""
+    if not known.vocab or not len(log.x) or not log.windows or log.mixed and not log.by_epoch:
+        return
+    now, first = log.k * level(log), log.k * float(log.x[0])
+    parts, above, started = [], [], []
+    for v in known.vocab:
+        chance = math.log(v)
+        under = f'{abs(chance - now):.2f} {"under" if now <= chance else "above"}'
+        parts.append(f'{under} ln {v} = {chance:.2f} (perplexity {min(math.exp(min(now, 700)), 1e300):.4g} of {v}, {100 * math.exp(min(now - chance, 700)):.3g}%)')
+        above += [v] if now > chance else []
+        started += [v] if first > chance + 0.5 else []        # an untrained model stands a few tenths above
+    text = f'Cross-entropy {now:.2f} nats is ' + ' and '.join(parts) + '.'
+    if started and not above:
+        text += f' {first:.2f} at the start is above {"it" if len(known.vocab) == 1 else "both" if len(started) == len(known.vocab) == 2 else ", ".join(map(str, started))}.'
+    severity = 'critical' if above else 'warn' if started else 'info'
+    yield say('R14', severity, text, 'worse than guessing' if above else 'it started worse than guessing' if started else '',
+              'As for R04: is this vocabulary the one that is predicted, and the loss a mean in nats?' if above else
+              'Look at the initialisation of the last layer, and whether the loss is a sum where it should be a mean.' if started else '',
+              now=now, first=first, under={str(v): math.log(v) - now for v in known.vocab})
+
+
+def r15(log, known):
+    """In a sum of terms the largest one is what is trained."""
+    if not known.weights:
+        return
+    found = {n: w * log.columns[n] for n, w in known.weights.items() if n in log.columns}
+    missing = [n for n in known.weights if n not in found]
+    if len(found) < 2:
+        yield say('R15', 'info', f'No shares of the terms: {", ".join(map(clean, missing))} not in {log.name}.')
+        return
+    terms = np.array(list(found.values()))
+    terms = terms[:, np.isfinite(terms).all(0)]
+    total = terms.sum(0)
+    if not (total > 0).any() or (terms < 0).any():
+        return
+    parts, figures, worst = [], {}, []
+    for name, x in zip(found, terms[:, total > 0] / total[total > 0]):
+        low, middle, high = 100 * float(x.min()), 100 * float(np.median(x)), 100 * float(x.max())
+        parts.append(f'{clean(name)} {low:.1f}%..{high:.1f}%, median {middle:.1f}%')
+        figures[name] = [low, middle, high]
+        if high > 3 * low:
+            worst.append(f'{clean(name)} varies x{high / low:.0f}' if low > 0 else f'{clean(name)} varies from nothing')
+        if middle < 1:
+            worst.append(f'{clean(name)} is below 1%')
+    yield say('R15', 'warn' if worst else 'info', f'Shares of the weighted terms: {"; ".join(parts)}.' + f' {"; ".join(worst)}.' * bool(worst) +
+              f' Not in the log: {", ".join(map(clean, missing))}.' * bool(missing), 'the terms of the loss are out of balance' if worst else '',
+              'Log each term on its own and choose weights that keep their shares apart from each other by less than a factor of 3.' if worst else '', **figures)
+
+
+def r16(log, known):
+    """An L1 on actions means nothing without its range and what a constant guess would score."""
+    name, s, x = logged(log, r'(.*[/_])?(loss_ct|action_l1|l1_actions?|actions?_l1)')
+    _, _, baseline = logged(log, r'(.*[/_])?(median_action_l1|l1_median_action|loss_ct_median|median_action)')
+    if name is None or not len(x):
+        return
+    now = float(x[-1])
+    text = (f'{clean(name)} is {now:.3f} on actions in [-1,1] = {100 * now / 2 + 1e-9:.1f}% of the range, {now / (2 / 255):.1f} bins of 2/255, {now / 0.01:.1f} x 0.01; '
+            'it is a mean over the dimensions already, so do not divide by their number.')
+    figures, bad = dict(now=now, percent=50 * now, bins=now * 127.5, times=now / 0.01), False
+    if len(baseline) and baseline[-1] > 0:
+        figures['of_baseline'] = now / float(baseline[-1])
+        bad = figures['of_baseline'] > 0.9
+        text += f' Always guessing the median action scores {baseline[-1]:.3f}: ratio {figures["of_baseline"]:.2f}' + (', it has learned next to nothing.' if bad else '.')
+    else:
+        text += ' How good that is depends on the median action, which was not logged.'
+    yield say('R16', 'critical' if bad else 'info', text, 'the actions are no better than the median action' if bad else '',
+              'Compute the median-action baseline on held-out data first, then look at the labels and their alignment in time.' if bad else '', **figures)
+
+
+def r17(log, known):
+    """A loss that stands still for epochs: more of the same will not help."""
+    if not log.by_epoch or log.mixed or len(log.x) < 2:
+        return
+    per = np.abs(np.diff(log.x)) / np.maximum(np.diff(log.s), 1e-9)
+    moving = np.flatnonzero(per >= 0.01)
+    start = moving[-1] + 1 if len(moving) else 0
+    if log.s[-1] - log.s[start] >= 3:
+        rate = abs(log.x[-1] - log.x[start]) / (log.s[-1] - log.s[start])
+        yield say('R17', 'info', f'Plateau: from epoch {log.s[start]:.10g} to {log.s[-1]:.10g} the loss went from {digits(log.x[start])} to {digits(log.x[-1])}, '
+                  f'{rate:.4f} per epoch (< 0.01).', f'a plateau since epoch {log.s[start]:.10g}', since=log.s[start], per_epoch=rate)
+
+
+def r18(points, log=None):
+    """A checkpoint is worth what can be loaded from it: its size says nothing, and the newest one is what a restart would take."""
+    judged = [c for c in points if not c.unjudged]
+    steps = sorted(judged, key=lambda c: c.step)
+    bad, good = [c for c in steps if c.fault], [c for c in steps if not c.fault]
+    other = [c for c in points if c.unjudged]
+    if other:
+        yield say('R18', 'warn', f'{len(other)} checkpoints could not be judged: {other[0].name}: {other[0].fault}.', 'checkpoints that could not be judged',
+                  'Read them with the version that wrote them, on a machine with enough memory.', unjudged=len(other))
+    if not steps:
+        return
+    last = max(steps[-1].step, int(log.s[-1]) if log is not None and len(log.s) and not log.by_epoch else 0)
+    newest, n = steps[-1].step, len(steps)
+    figures = dict(checkpoints=n, invalid=len(bad), newest=newest, newest_valid=good[-1].step if good else None, last_step=last,
+                   steps_lost=last - good[-1].step if good else last)
+    where = f' ({points[0].group})' if points[0].group else ''
+    if not bad:
+        yield say('R18', 'ok', f'All {n} checkpoints{where} are valid, the newest is of step {newest}.', **figures)
+        return
+    reasons = {}
+    for c in bad:
+        reasons.setdefault(c.fault, []).append(c)
+    why = '; '.join(f'{len(cs)} x {fault} (such as {cs[-1].name})' for fault, cs in sorted(reasons.items(), key=lambda r: -len(r[1]))[:4])
+    summary = f'{len(bad)} of {n} invalid ({100 * len(bad) / n:.0f}%), ' + (f'newest valid {good[-1].step}, {last - good[-1].step} steps lost' if good else f'none valid, all {last} steps lost')
+    severity = 'critical' if steps[-1].fault or len(bad) > 0.1 * n else 'warn'
+    yield say('R18', severity, f'Checkpoints{where}: {summary}. The newest is of step {newest}. {why}.', f'checkpoints: {summary}',
+              'Let only the master write, to a temporary file that is then renamed, and verify it after each save; then run 1000 to 2000 steps including a restore.', **figures)
+
+
+def r19(log, known):
+    """Rows of two runs in one file look like one run that jumps."""
+    o, unit, parts, figures = log.order, log.unit, [], {}
+    if 'unsorted' in o:
+        parts.append(f'rows are out of order in {o["unsorted"]} places; they were sorted by {unit}')
+    if 'back' in o:
+        shown = ', '.join(f'{a:.10g} -> {b:.10g}' for a, b in o['back'])
+        parts.append(f'the {unit} goes back {o["n_back"]} times ({shown}{", ..." * (o["n_back"] > 5)})')
+        if 'runs' in o:
+            parts.append(f'{len(o["runs"])} runs stand in one file ({" + ".join(map(str, o["runs"]))} rows), and only number {o["run"] + 1} is judged here')
+        if o.get('overwritten'):
+            parts.append(f'{o["overwritten"]} rows that were done again are left out')
+    if log.odd['headers']:
+        parts.append(f'the line of names comes again {log.odd["headers"]} times')
+    steps = log.step[~np.isnan(log.loss)]
+    repeated, gap = int((np.diff(steps) == 0).sum()), spacing(steps)
+    if repeated:
+        parts.append(f'{repeated} rows repeat the {unit} before them')
+    gaps = np.flatnonzero(np.diff(steps) > 5 * gap)
+    if len(gaps):
+        widest = gaps[np.diff(steps)[gaps].argmax()]
+        parts.append(f'{len(gaps)} gap{"s" * (len(gaps) > 1)}, the widest from {steps[widest]:.10g} to {steps[widest + 1]:.10g} where rows are {gap:.10g} apart')
+    if parts:
+        yield say('R19', 'warn', '; '.join(parts).capitalize() + '.', 'the rows are not one unbroken run', 'Write one file per run; if runs were appended, split the file and judge each on its own.',
+                  back=o.get('n_back', 0), unsorted=o.get('unsorted', 0), repeated=repeated, gaps=len(gaps), runs=len(o.get('runs', [1])))
+
+
+def r20(log, known):
+    """After the first NaN in the loss nothing is trained any more."""
+    for name in sorted(log.columns, key=lambda n: (n != log.loss_name, n)):
+        rows = np.flatnonzero(np.isinf(log.columns[name]))
+        if not len(rows) or name == log.step_name:
+            continue
+        kind = 'NaN' if log.columns[name][rows[0]] == NAN else 'infinite, or beyond 1e100'
+        loss = 'loss' in name                                 # a gradient norm may overflow in float16, and the update is skipped
+        yield say('R20', 'critical' if loss else 'warn', f'{clean(name)} is {kind} first at {log.unit} {log.step[rows[0]]:.10g}, {len(rows)} times in all, '
+                  f'of {int((~np.isnan(log.columns[name])).sum())} logged.', f'{clean(name)} is not finite from {log.unit} {log.step[rows[0]]:.10g}',
+                  f'Go back to a checkpoint before {log.unit} {log.step[rows[0]]:.10g}; look at that batch; lower the rate, clip gradients, keep softmax and norms in float32.',
+                  first=log.step[rows[0]], times=len(rows))
+
+
+def r21(log, known):
+    """An energy term that tells nothing apart trains nothing; one whose gradient reaches the policy teaches it to cheat. Columns:
+    energy_loss and n_negatives (M), e_pos and e_neg (a low energy means a good match), grad_policy_from_energy."""
+    late = lambda pattern: (lambda x: float(np.median(x[-max(1, len(x) // 10):])) if len(x) else None)(logged(log, r'(.*/)?' + pattern)[2])
+    loss, m, e_pos, e_neg = late('energy_loss'), late('(n_|num_)?(energy_)?negatives'), late('(e_pos|energy_pos)'), late('(e_neg|energy_neg)')
+    if loss is not None and m is not None and m >= 1 and loss >= 0.95 * math.log(1 + m):
+        yield say('R21', 'warn', f'The energy loss is {loss:.3f}, {100 * loss / math.log(1 + m):.0f}% of ln(1 + {m:.10g}) = {math.log(1 + m):.3f}: it hardly tells the true pair from {m:.10g} others.',
+                  'the energy term has not learned', 'Check that positives and negatives differ in the data; raise the weight of the term or lower its temperature.', loss=loss, m=m)
+    if e_pos is not None and e_neg is not None and e_pos >= e_neg:
+        yield say('R21', 'warn', f'E_pos = {e_pos:.4g} >= E_neg = {e_neg:.4g}: true pairs get no lower energy than false ones.', 'the energies are the wrong way round',
+                  'Check the sign of the energy and which of the pairs is called positive.', e_pos=e_pos, e_neg=e_neg)
+    name, s, g = logged(log, r'(.*/)?(grad_policy_from_energy|policy_grad_from_energy)')
+    if name and (g != 0).any():
+        at = s[np.flatnonzero(g)[0]]
+        yield say('R21', 'critical', f'The energy loss reaches the policy: {clean(name)} is {np.abs(g).max():.3g} at most and not 0 first at {log.unit} {at:.10g}.',
+                  'the energy loss leaks into the policy', 'Detach the policy\'s output before the energy term, and test that its gradient is exactly 0.', first=at, most=np.abs(g).max())
+
+
+def r22(log, known):
+    """A penalty that is spent after a few steps makes the first value look like learning: 100 x a variance that is 0.01 short."""
+    latent = any('latent_action' in n for n in log.columns) or 'latent_action' in os.path.basename(log.path)
+    if latent and len(log.x) and log.s[0] <= 1 and 1 <= log.x[0] <= 2 and np.median(log.x) < 0.5:
+        yield say('R22', 'info', f'Composite loss: up to 1.0 of the first value {digits(log.x[0])} may be a variance penalty of 100 x 0.01, so the fall to {digits(log.x[-1])} is not all '
+                  f'reconstruction; {max(0.0, log.x[0] - 1):.4f} would be left.', first=log.x[0], penalty=1.0)
+
+
+def r23(log, known):
+    """Without held-out data nobody can tell learning from learning by heart."""
+    if not any(re.fullmatch(HELD_OUT, n) or re.match(r'.*/(val|eval|test)_?loss', n) for n in log.columns):
+        yield say('R23', 'info', 'No validation column: the log cannot tell learning from learning by heart.')
+
+
+RULES = [r00, r01, r02, r03, r04, r05, r06, r07, r08, r09, r10, r11, r12, r14, r15, r16, r17, r19, r20, r21, r22, r23]     # R13, R18: below
+
+
+def examine(log, known):
+    """All findings on one log. What several rules need is computed first."""
+    log.k = divisor(log, known)
+    series = {n: log.columns[n] for n in log.columns if n == log.loss_name or n in known.weights or 'loss' in n and not re.fullmatch(HELD_OUT, n)}
+    log.regimes = {n: found for n, x in sorted(series.items()) for found in [regimes(x[np.isfinite(x)])] if found}
+    log.mixed = bool(log.regimes)
+    log.turned = None if log.mixed else turn(log.x)
+    means = [m for _, _, m in log.windows]
+    log.diverging = not log.mixed and len(means) >= 4 and min(means) > 0 and means[-1] > 1.1 * means[0] and spearman(means) >= 0.8
+    log.rising = log.diverging or log.turned is not None
+    log.z = spikes(log.x) if len(log.x) >= 5 else None
+    log.spikes = events(log.z[2]) if log.z else []
+    return [f for rule in RULES for f in rule(log, known)]
+
+
+# -----------------------------------------------------------------------------
+# checkpoints: checkpoint.py reads every file, as it believes no size, no pickle and no zip entry before its checksum
+
+
+def content_fault(path, name):
+    """Why one file of a foreign checkpoint folder is no good, or ''."""
+    import checkpoint
+    import torch
+    try:
+        with open(path, 'rb') as f:
+            content = checkpoint.read(f)                      # zip checksums, then torch.load(weights_only=True)
+        size = os.path.getsize(path)
+        todo, found = [content], 0
+        while todo:
+            value = todo.pop()
+            if isinstance(value, torch.Tensor):
+                found += 1
+                if value.numel() * value.element_size() > size:                           # a few bytes can claim any shape
+                    return f'a tensor in {name} claims to be larger than the file'
+                if not torch.isfinite(value).all():
+                    return f'{name} is not finite'
+            elif isinstance(value, (dict, list, tuple)):
+                todo += value.values() if isinstance(value, dict) else value
+        return '' if found or not name.startswith('model') else f'{name} holds no tensor'
+    except FileNotFoundError:
+        return f'{name} is missing'
+    except checkpoint.Damaged as e:
+        return f'{name} holds an empty dict' if 'found nothing' in str(e) else f'{name}: {clean(e, 200)}'
+    except checkpoint.pickle.UnpicklingError:
+        return f'{name} holds Python objects, which could run code when loaded; refused'
+    except Exception as e:                                    # whatever zipfile and torch raise for a broken file
+        return f'{name} is unreadable: {type(e).__name__}'
+
+
+def point(group, step, name, fault, unjudged=False, content=None):
+    return SimpleNamespace(group=group, step=step, name=clean(name, 60), fault=fault, unjudged=unjudged, content=content)
+
+
+def foreign_points(folder):
+    """The checkpoints NAME_step_N/ in a folder, or the folder itself if it is one."""
+    names = [n for n in sorted(os.listdir(folder)) if os.path.isdir(os.path.join(folder, n))]
+    here = os.path.basename(os.path.abspath(folder))
+    found = []
+    for name in names + [here] * (not any(re.fullmatch(r'.*step_\d{1,15}', n) for n in names)):
+        m = re.fullmatch(r'(.*?)_?step_(\d{1,15})', name)
+        if not m:
+            continue
+        path = folder if name == here else os.path.join(folder, name)
+        faults = [content_fault(os.path.join(path, f'{part}.pt'), f'{part}.pt') for part in ('model_state_dict', 'optim_state_dict', 'state')]
+        found.append(point(clean(m[1], 40), int(m[2]), name, next((f for f in faults if f), '')))
+    return found
+
+
+def own_points(folder):
+    """The checkpoints of one stage folder of this project."""
+    import checkpoint
+    found = []
+    for step, path in checkpoint.numbered(folder):
+        fault, unjudged, content = '', False, None
+        try:
+            content = checkpoint.load(path)
+            fault = '' if content['optimizer'] else 'the optimizer is missing'
+            content = {k: content[k] for k in ('stage', 'iter', 'config', 'model_args')}
+        except checkpoint.CheckpointError as e:
+            fault, unjudged = clean(e.reason, 200), not e.damaged
+        found.append(point(clean(os.path.basename(os.path.abspath(folder)), 40), step, os.path.basename(path), fault, unjudged, content))
+    return found
+
+
+def is_stage(folder):
+    return os.path.isfile(os.path.join(folder, 'log.csv')) or any(re.fullmatch(r'ckpt_\d{8,}\.pt', n) for n in os.listdir(folder))
+
+
+def told_by(points, known):
+    """What the user did not say, from the newest valid checkpoint: the vocabulary (of dynamics: no other stage has a
+    cross-entropy), the number of actions, the length of the run."""
+    c = next((p.content for p in sorted(points, key=lambda p: -p.step) if p.content and not p.fault), None)
+    if c is None:
+        return known
+    whole = lambda v: v if type(v) is int and 1 < v < 10 ** 12 else None
+    levels = c['model_args'].get('action_levels')
+    actions = math.prod(levels) if isinstance(levels, (tuple, list)) and len(levels) < 20 and all(whole(n) for n in levels) else c['model_args'].get('n_actions')
+    vocab = whole(c['model_args'].get('vocab_size'))
+    return SimpleNamespace(vocab=(known.vocab or (vocab,) * bool(vocab)) if c['stage'] == 'dynamics' else (), n_actions=known.n_actions or whole(actions),
+                           total=known.total or whole(c['config'].get('max_iters')), weights=known.weights)
+
+
+# -----------------------------------------------------------------------------
+# the report
+
+
+def plain(v):
+    """Numbers as JSON has them: no numpy, no NaN."""
+    if isinstance(v, dict):
+        return {str(k): plain(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple, np.ndarray)):
+        return [plain(x) for x in v]
+    if isinstance(v, (float, np.floating)):
+        return float(v) if math.isfinite(v) else None
+    return int(v) if isinstance(v, np.integer) else v
+
+
+def conclude(findings):
+    """(severity, headline): the worst finding's; of several as bad, what the loss did comes first."""
+    counted = [f for f in findings if f['severity'] != 'info' or f['rule'] not in FIGURES]
+    worst = max((f['severity'] for f in counted), key=SEVERITIES.index, default='ok')
+    heads = [f for f in counted if f['head'] and f['severity'] == worst]
+    order = ['R20', 'R03', 'R18', 'R04', 'R05', 'R14', 'R12', 'R08']
+    heads.sort(key=lambda f: order.index(f['rule']) if f['rule'] in order else len(order))
+    heads = list(dict.fromkeys((f['log'] + ': ' if f.get('log') else '') + f['head'] for f in heads))
+    more = f'; and {len(heads) - 3} more' if len(heads) > 3 else ''
+    return worst, '; '.join(heads[:3]) + more if heads else 'nothing was found' if findings else 'nothing could be read'
+
+
+def verdict(log_path, vocab=None, total=None, n_actions=None):
+    """The verdict on one log as one line, for the end of a training run: it never raises, whatever the log is like."""
+    try:
+        with np.errstate(all='ignore'):
+            log = read_log(log_path, *read_columns(log_path))
+            findings = examine(log, SimpleNamespace(vocab=(vocab,) if vocab else (), total=total, n_actions=n_actions, weights={}))
+        severity, headline = conclude(findings)
+        return f'verdict: {severity}: {headline}' + f' (python diagnose.py {clean(log_path)})' * (severity in ('warn', 'critical'))
+    except Unreadable as e:
+        return f'verdict: none: {e}'
+    except Exception as e:                                    # the run that calls this has ended well; this must not end it otherwise
+        return f'verdict: none: {type(e).__name__} in diagnose.py: {clean(e)}'
+
+
+def print_findings(findings):
+    """A section for each log; in it facts first and the worst last: the end is what a terminal shows."""
+    for name in dict.fromkeys(f['log'] for f in findings):
+        if name:
+            print(f'--- {name}')
+        for f in sorted((f for f in findings if f['log'] == name), key=lambda f: (max(1, SEVERITIES.index(f['severity'])), f['rule'])):
+            print(textwrap.fill(f['text'], 100, initial_indent=f'{f["rule"]} {f["severity"]:<9}', subsequent_indent=' ' * 13, break_on_hyphens=False))
+            if f['action']:
+                print(textwrap.fill(f['action'], 100, initial_indent=' ' * 10 + '-> ', subsequent_indent=' ' * 13, break_on_hyphens=False))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(3, f'diagnose: {clean(message, 200)}\npython diagnose.py --help shows how it is used\n')
+
+
+def whole_numbers(text):
+    values = tuple(int(v) for v in text.split(','))
+    if not all(1 < v < 10 ** 12 for v in values):
+        raise ValueError
+    return values
+
+
+def whole_number(text):
+    value, = whole_numbers(text)
+    return value
+
+
+def weights(text):
+    found = {name.strip().lower(): float(w) for name, w in (pair.rsplit(':', 1) for pair in text.split(','))}
+    if not all(0 <= w < 1e30 for w in found.values()):
+        raise ValueError
+    return found
+
+
+def collect(paths, known):
+    """What stands at the paths: (logs with what is known about each, checkpoint groups, sentences about what cannot be read)."""
+    logs, groups, unreadable = [], [], []
+
+    def add_log(path, known, points=None, given=False):
+        try:
+            log = read_log(path, *read_columns(path))
+            log.checkpoints, log.given = points, given
+            logs.append((log, known))
+            return log
+        except Unreadable as e:
+            unreadable.append(str(e))
+
+    for path in paths:
+        if not os.path.isdir(path):
+            add_log(path, known, given=True)
+            continue
+        try:
+            below = [os.path.join(path, n) for n in ('tokenizer', 'latent_actions', 'dynamics', 'policy')]
+            stages = [path] if is_stage(path) else [p for p in below if os.path.isdir(p) and is_stage(p)]
+            points = [] if stages else foreign_points(path)
+            for stage in stages:
+                own = own_points(stage)
+                file = os.path.join(stage, 'log.csv')
+                log = add_log(file, told_by(own, known), own) if os.path.isfile(file) else None
+                if log:
+                    log.name = clean(os.path.basename(os.path.abspath(stage)), 40)
+                groups += [(own, log)] if own else []
+            for group in sorted({p.group for p in points}):
+                groups.append(([p for p in points if p.group == group], None))
+            if not stages and not points:
+                unreadable.append(f'{clean(path)}: found a folder without log.csv, ckpt_*.pt, stages or NAME_step_N folders')
+        except OSError as e:
+            unreadable.append(f'{clean(path)}: cannot be read: {e.strerror}')
+    lone = [log for log, _ in logs if log.given]
+    if len(lone) == 1:                                        # one log and checkpoints without one: they belong together
+        for i, (points, log) in enumerate(groups):
+            if log is None:
+                groups[i] = (points, lone[0])
+                lone[0].checkpoints = points
+    return logs, groups, unreadable
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('paths', nargs='+', metavar='LOG or CHECKPOINT_DIR')
+    parser.add_argument('--vocab', type=whole_numbers, default=(), help='how many tokens the cross-entropy chooses from; several: --vocab=65536,8192')
+    parser.add_argument('--total', type=whole_number, help='steps of the whole run, for the time left')
+    parser.add_argument('--n_actions', type=whole_number, help='how many actions there are')
+    parser.add_argument('--weights', type=weights, default={}, help='weights of the terms of the loss: closs:1,loss_ct:10')
+    parser.add_argument('--json', action='store_true', help='the same as one JSON object')
+    parser.add_argument('--plot', metavar='FILE.png', help='draw the first log')
+    args = parser.parse_args(argv)
+    known = SimpleNamespace(vocab=args.vocab, total=args.total, n_actions=args.n_actions, weights=args.weights)
+    with np.errstate(all='ignore'):
+        logs, groups, unreadable = collect(args.paths, known)
+        findings, tables = [], {}
+        for log, about in logs:
+            findings += [dict(f, log=log.name * (len(logs) > 1)) for f in examine(log, about)]
+            tables[log.path] = dict(windows=[dict(start=a, rows=n, mean=m) for a, n, m in log.windows], columns=sorted(log.columns))
+        for points, log in groups:
+            findings += [dict(f, log=log.name if log and len(logs) > 1 else '') for f in r18(points, log)]
+            tables[f'checkpoints {points[0].group}'] = [dict(name=p.name, step=p.step, fault=p.fault) for p in points]
+        given = [log for log, _ in logs if log.given]
+        for a, b in zip(given, given[1:]):
+            findings += [dict(f, log=f'{a.name} and {b.name}') for f in compare(a, b)]
+        severity, headline = conclude(findings)
+        if args.plot and logs:
+            try:
+                plot(*logs[0], args.plot)
+            except (OSError, ValueError) as e:                # ValueError: an ending that pillow does not know
+                unreadable.append(f'{clean(args.plot)}: the picture cannot be written: {clean(e, 200)}')
+    if args.json:
+        report = dict(verdict=severity, headline=headline, findings=findings, tables=tables, unreadable=unreadable)
+        print(json.dumps(plain(report), indent=1))
+    else:
+        print_findings(findings)
+        for sentence in unreadable:
+            print(textwrap.fill(sentence, 100), file=sys.stderr)
+        sys.stderr.flush()
+        if findings:
+            print(f'verdict: {severity}: {headline}')
+    return 3 if unreadable else {'ok': 0, 'info': 0, 'warn': 1, 'critical': 2}[severity]
+
+
+# -----------------------------------------------------------------------------
+# the picture
+
+
+def plot(log, known, path):
+    raise ValueError('not yet')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
