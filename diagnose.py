@@ -29,7 +29,7 @@ import numpy as np
 
 SEVERITIES = ['ok', 'info', 'warn', 'critical']
 FIGURES = {'R00', 'R01', 'R06', 'R07', 'R08', 'R10', 'R14', 'R15', 'R16', 'R22', 'R23'}
-MAX_COLUMNS, MAX_LINE, MAX_BYTES = 1000, 100_000, 2 ** 31     # what is longer is no training log
+MAX_COLUMNS, MAX_LINE, MAX_BYTES, MAX_CELLS = 200, 100_000, 2 ** 30, 2 ** 27      # what is larger is no training log
 
 
 class Unreadable(Exception):
@@ -77,15 +77,16 @@ def number(cell):
 
 
 def numbers(cells):
-    """A column of texts -> (floats, how many of them are not numbers and count as blank)."""
+    """A column of texts (or JSON values) -> (floats, how many of them are not numbers and count as blank)."""
+    x = np.full(len(cells), math.nan)
+    rows = slice(None) if '' not in cells and None not in cells else [i for i, c in enumerate(cells) if c is not None and c != '']
     try:
-        x = np.array(list(map(float, cells)))                 # the fast way; a blank cell is not a float
+        values = np.array(list(map(float, cells if rows == slice(None) else [cells[i] for i in rows])))      # a million cells a tenth of a second
     except (ValueError, TypeError, OverflowError):
         values = [number(c) for c in cells]
-        odd = values.count(None)
-        return np.array([math.nan if v is None else v for v in values]), odd
-    good = np.abs(x) < 1e100
-    return (x if good.all() else np.where(good, x, np.where(np.isnan(x), NAN, INFINITE))), 0
+        return np.array([math.nan if v is None else v for v in values]), values.count(None)
+    x[rows] = np.where(np.abs(values) < 1e100, values, np.where(np.isnan(values), NAN, INFINITE))
+    return x, 0
 
 
 def chunks(path):
@@ -108,87 +109,98 @@ def chunks(path):
                       (b'\x89HDF', 'an HDF5 file')) if start.startswith(magic)), '')
         raise Unreadable(f'{clean(path)}: found a binary file, expected text{kind}')
     with open(path, encoding=encoding, errors='replace') as f:
-        rest = ''
-        while True:
+        text = rest = ' '
+        while text:
             text = f.read(1 << 22)
-            lines = (rest + text).split('\n')
-            rest = lines.pop() if text else ''
-            rest = rest[:MAX_LINE + 1]                        # a line that never ends is dropped below
-            yield [x.replace('\0', '') for x in lines if len(x) <= MAX_LINE and not x.isspace() and x]
-            if not text:
-                return
+            lines = (rest + text.replace('\0', '')).split('\n')
+            rest = lines.pop()[:MAX_LINE + 1] if text else ''
+            yield [x for x in lines if x and len(x) <= MAX_LINE and not x.isspace()]
 
 
-def splitter(line):
-    """How the lines of a table are cut into cells, judged from its first line."""
+def separator(line):
+    """What stands between the cells of a table, judged from its first line; None: spaces."""
     if '|' in line and ',' not in line:
-        return lambda line: [c.strip() for c in line.strip().strip('|').split('|')]
-    if not any(c in line for c in ',;\t'):
-        return str.split
-    comma = max(',;\t', key=line.count)
-    return lambda line: next(csv.reader([line], delimiter=comma)) if '"' in line else line.split(comma)
+        return '|'
+    return max(',;\t', key=line.count) if any(c in line for c in ',;\t') else None
+
+
+def cells_of(line, mark):
+    """One line as cells."""
+    if mark == '|':
+        return [c.strip() for c in line.strip().strip('|').split('|')]
+    try:
+        return next(csv.reader([line], delimiter=mark)) if mark and '"' in line else line.split(mark)
+    except csv.Error:
+        return []
+
+
+def table_columns(lines, mark, width):
+    """Lines of a table -> (cells by column, how many lines have too few or too many of them: blanks are added, the rest is cut)."""
+    if mark in (',', ';', '\t') and not any('"' in x for x in lines) and {x.count(mark) for x in lines} == {width - 1}:
+        flat = mark.join(lines).split(mark)                   # the fast way
+        return [flat[i::width] for i in range(width)], 0
+    rows = [cells_of(x, mark) for x in lines]
+    rows = [r for r in rows if not all(re.fullmatch(':?-{2,}:?', c) for c in r)]          # the rule below a markdown header
+    return list(zip(*((r + [''] * (width - len(r)))[:width] for r in rows))), sum(len(r) != width for r in rows)
+
+
+def record_columns(lines):
+    """JSON lines -> ({name: values}, how many lines are no objects)."""
+    try:
+        records = json.loads(f'[{",".join(lines)}]')          # one call is the fast way
+        if len(records) != len(lines):
+            raise ValueError
+    except (ValueError, RecursionError):
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except (ValueError, RecursionError):
+                records.append(None)
+    good = [r for r in records if isinstance(r, dict)]
+    return {k: [r.get(k) for r in good] for k in sorted(set().union(*good))[:MAX_COLUMNS]}, len(records) - len(good)
 
 
 def read_columns(path):
-    """The numeric columns of a file: {name: floats}, and what was odd about it: {lines, cells, headers: how many, rows}."""
-    columns, odd, rows, cut, header = {}, dict(lines=0, cells=0, headers=0), 0, None, []
-    parts = {}                                                # name -> [(first row, floats)]
+    """The numeric columns of a file: {name: floats}, and what was odd about it: {lines, cells, headers: how many; rows}."""
+    pieces, odd, rows, mark, names, first = {}, dict(lines=0, cells=0, headers=0), 0, '', None, None
+    tidy = lambda name: clean(name.strip().strip('"').split(' - ')[-1], 200).strip().lower()                 # W&B: RUN - train/loss
     for lines in chunks(path):
-        if not lines:
-            continue
-        if cut is None and not lines[0].lstrip().startswith('{'):
-            cut = splitter(lines[0])
-            try:
-                header = [clean(c.strip().strip('"').split(' - ')[-1], 200).strip().lower() for c in cut(lines[0])[:MAX_COLUMNS]]
-            except csv.Error:
-                header = []
-            if not any(number(c) is None for c in header):
-                raise Unreadable(f'{clean(path)}: found no line of column names at its start, expected one such as step,loss,lr')
-            first, lines = lines[0], lines[1:]
-        if cut is None:                                       # JSON lines
-            records = []
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    record = None
-                if isinstance(record, dict):
-                    records.append(record)
-                else:
-                    odd['lines'] += 1
-            n = len(records)
-            names = dict.fromkeys(k for r in records for k in r)
-            table = [(clean(k, 200).strip().lower(), [r.get(k) for r in records]) for k in list(names)[:MAX_COLUMNS]]
-        else:
-            n = len(lines)
-            lines = [x for x in lines if x != first]          # the header again: a second run was appended
-            odd['headers'] += n - len(lines)
-            cells = []
-            for line in lines:
-                try:
-                    cells.append(cut(line))
-                except csv.Error:
-                    odd['lines'] += 1
-            cells = [c for c in cells if any(c) and c[0][:3] not in ('---', ':--')] if cells and '-' in cells[0][0] else cells
-            n, width = len(cells), len(header)
-            if any(len(c) != width for c in cells):           # ragged: what is missing is blank, what is too much is dropped
-                odd['lines'] += sum(len(c) != width for c in cells)
-                cells = [(c + [''] * (width - len(c)))[:width] for c in cells]
-            table = list(zip(header, zip(*cells)))
-        for name, values in table:
-            x, bad = numbers(values)
-            parts.setdefault(name, []).append((rows, x, bad))
-        rows += n
-    for name, pieces in parts.items():
-        x = np.full(rows, math.nan)
-        for at, values, bad in pieces:
-            x[at:at + len(values)] = values
-        bad = sum(b for _, _, b in pieces)
-        if not np.isnan(x).all() and not name.endswith(('__min', '__max')):               # W&B's ranges around a column
-            columns[name] = x
-            odd['cells'] += bad
+        if names is None and lines:
+            first, names = lines[0], []
+            if not first.lstrip().startswith('{'):
+                mark = separator(first)
+                names = [tidy(c) for c in cells_of(first.strip(), mark)[:MAX_COLUMNS]]
+                if all(number(c) is not None for c in names):
+                    raise Unreadable(f'{clean(path)}: found no line of column names at its start, expected one such as step,loss,lr')
+                lines = lines[1:]
+        if names:
+            odd['headers'] += lines.count(first)              # the header again: a second run was appended
+            lines = [x for x in lines if x != first]
+        few = max(1000, 10 ** 6 // len(names)) if names else len(lines)                   # many columns: fewer lines at a time
+        for i in range(0, len(lines), max(1, few)):
+            if names:
+                columns, broken = table_columns(lines[i:i + few], mark, len(names))
+                table = list(zip(names, columns))
+            else:
+                records, broken = record_columns(lines)
+                table = [(tidy(name), values) for name, values in records.items()]
+            odd['lines'] += broken
+            for name, values in table:
+                x, wrong = numbers(values)
+                some = np.flatnonzero(~np.isnan(x))
+                if len(some) and (name in pieces or len(pieces) < MAX_COLUMNS):           # only what is not blank: a small file can have a huge table
+                    pieces.setdefault(name, []).append((slice(rows, rows + len(x)) if len(some) == len(x) else rows + some, x[some], wrong))
+            rows += len(table[0][1]) if table else 0
+    columns = {}
+    for name in sorted(pieces, key=lambda n: -sum(len(x) for _, x, _ in pieces[n]))[:max(8, MAX_CELLS // max(1, rows))]:
+        if not name.endswith(('__min', '__max')):             # W&B's ranges around a column
+            columns[name] = np.full(rows, math.nan)
+            for at, x, wrong in pieces.pop(name):
+                columns[name][at] = x
+                odd['cells'] += wrong
     if not columns:
-        raise Unreadable(f'{clean(path)}: found no numbers in it, expected a training log: ' + 'a line of names such as step,loss,lr, then rows of numbers')
+        raise Unreadable(f'{clean(path)}: found no numbers in it, expected a training log: a line of names such as step,loss,lr, then rows of numbers')
     return columns, {**odd, 'rows': rows}
 
 
@@ -497,7 +509,7 @@ def r04(log, known):
     if now > chance:
         what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
         yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
-                  'worse than guessing', restart_advice(log) if log.rising else
+                  'worse than guessing', 'As for R03.' if log.rising else
                   'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
                   now=now, chance=chance)
 
@@ -696,7 +708,7 @@ def r14(log, known):
     for v in known.vocab:
         chance = math.log(v)
         under = f'{abs(chance - now):.2f} {"under" if now <= chance else "above"}'
-        parts.append(f'{under} ln {v} = {chance:.2f} (perplexity {min(math.exp(min(now, 700)), 1e300):.4g} of {v}, {100 * math.exp(min(now - chance, 700)):.3g}%)')
+        parts.append(f'{under} ln {v} = {chance:.2f} (perplexity {math.exp(min(now, 700)):.4g} = {math.exp(min(now - chance, 700)):.3g} x {v})')
         above += [v] if now > chance else []
         started += [v] if first > chance + 0.5 else []        # an untrained model stands a few tenths above
     text = f'Cross-entropy {now:.2f} nats is ' + ' and '.join(parts) + '.'
@@ -817,13 +829,15 @@ def r19(log, known):
     repeated, gap = int((np.diff(steps) == 0).sum()), spacing(steps)
     if repeated:
         parts.append(f'{repeated} rows repeat the {unit} before them')
+    if parts:
+        yield say('R19', 'warn', '; '.join(parts).capitalize() + '.', 'the rows are not those of one unbroken run',
+                  'Write one file per run; if runs were appended, split the file and judge each on its own.',
+                  back=o.get('n_back', 0), unsorted=o.get('unsorted', 0), repeated=repeated, runs=len(o.get('runs', [1])))
     gaps = np.flatnonzero(np.diff(steps) > 5 * gap)
     if len(gaps):
         widest = gaps[np.diff(steps)[gaps].argmax()]
-        parts.append(f'{len(gaps)} gap{"s" * (len(gaps) > 1)}, the widest from {steps[widest]:.10g} to {steps[widest + 1]:.10g} where rows are {gap:.10g} apart')
-    if parts:
-        yield say('R19', 'warn', '; '.join(parts).capitalize() + '.', 'the rows are not one unbroken run', 'Write one file per run; if runs were appended, split the file and judge each on its own.',
-                  back=o.get('n_back', 0), unsorted=o.get('unsorted', 0), repeated=repeated, gaps=len(gaps), runs=len(o.get('runs', [1])))
+        yield say('R19', 'warn', f'{len(gaps)} gap{"s" * (len(gaps) > 1)}, the widest from {unit} {steps[widest]:.10g} to {steps[widest + 1]:.10g}; rows are usually {gap:.10g} apart.',
+                  'rows are missing', 'Find out what happened there, a crash or a log that was cut: no rule can see it.', gaps=len(gaps), widest=[steps[widest], steps[widest + 1]])
 
 
 def r20(log, known):
