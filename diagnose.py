@@ -109,7 +109,7 @@ def chunks(path):
                       (b'\x89HDF', 'an HDF5 file')) if start.startswith(magic)), '')
         raise Unreadable(f'{clean(path)}: found a binary file, expected text{kind}')
     with open(path, encoding=encoding, errors='replace') as f:
-        text = rest = ' '
+        text, rest = ' ', ''
         while text:
             text = f.read(1 << 22)
             lines = (rest + text.replace('\0', '')).split('\n')
@@ -232,7 +232,7 @@ def read_log(path, columns=None, odd=None):
     log.unit = 'epoch' if log.by_epoch else 'step' if step else 'row'
     in_order(log)
     log.loss = log.columns[loss]
-    log.k, log.mixed, log.rising, log.falling, log.checkpoints = 1, False, False, False, None
+    log.k, log.mixed, log.rising, log.checkpoints, log.status = 1, False, False, None, {}
     log.s, log.x = log.step[np.isfinite(log.loss)], log.loss[np.isfinite(log.loss)]
     log.windows = windows(log.s, log.x)
     return log
@@ -451,6 +451,12 @@ def r02(log, known):
 def r03(log, known):
     """The direction of the loss, by window means: the first thing to know, and what one noisy row cannot tell."""
     means = [m for _, _, m in log.windows]
+    if log.status.get('state') in ('diverged', 'nonfinite'):
+        reason = clean(str(log.status.get('reason')).split('\n')[0], 200)
+        yield say('R03', 'critical', f'The trainer itself stopped this run, says its status.json: {log.status["state"]} at iter {clean(log.status.get("iter"))}: {reason}.',
+                  f'the trainer stopped it as {log.status["state"]}', restart_advice(log) if log.rising else 'Restart with a lower learning rate; its status.json says from where.')
+    if len(log.x) == 1:
+        yield say('R03', 'info', 'One row is no trend.', 'one row is no trend')
     if log.mixed or len(means) < 2:
         return
     rho, low = spearman(means), min(means)
@@ -502,7 +508,8 @@ def lowest_row(log):
 
 
 def r04(log, known):
-    """Above ln vocab a model predicts worse than one that has seen nothing: everything it made is useless."""
+    """Above ln vocab a model predicts worse than one that has seen nothing: everything it made is useless. Nor is a run sound
+    that spent a tenth of its rows above twice that, as no untrained model does: it blew up, even if the loss falls again."""
     if not known.vocab or log.mixed or not log.windows:
         return
     now, chance = log.k * level(log), math.log(known.vocab[0])
@@ -512,6 +519,14 @@ def r04(log, known):
                   'worse than guessing', 'As for R03.' if log.rising else
                   'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
                   now=now, chance=chance)
+    a, b = max(events(log.k * log.x > 2 * chance), key=lambda e: e[1] - e[0], default=(0, -1))
+    top = a + int(log.x[a:b + 1].argmax()) if b >= a else 0   # row 0 of step 0 would be a bad initialisation: R14
+    if not log.by_epoch and b - a + 1 >= max(3, len(log.x) / 10) and (top > 0 or log.s[0] > 1):
+        when = f'at {log.unit} {log.s[a - 1]:.10g}' if a else f'before {log.unit} {log.s[0]:.10g}'
+        yield say('R04', 'critical', f'The loss blew up: from {log.unit} {log.s[a]:.10g} to {log.s[b]:.10g}, {b - a + 1} of {len(log.x)} rows, it stands above twice ln {known.vocab[0]} = {chance:.2f}, '
+                  f'highest {log.k * log.x[top]:.2f} at {log.unit} {log.s[top]:.10g}. It turned {when}.', f'the loss blew up, it turned {when}',
+                  'Restart from scratch with a rate 20 to 1000 times lower, or a longer warmup: what was learned after this is not worth keeping.', turned=log.s[max(0, a - 1)],
+                  highest=log.k * log.x[top], chance=chance)
 
 
 def level(log):
@@ -977,18 +992,29 @@ def is_stage(folder):
     return os.path.isfile(os.path.join(folder, 'log.csv')) or any(re.fullmatch(r'ckpt_\d{8,}\.pt', n) for n in os.listdir(folder))
 
 
-def told_by(points, known):
-    """What the user did not say, from the newest valid checkpoint: the vocabulary (of dynamics: no other stage has a
-    cross-entropy), the number of actions, the length of the run."""
-    c = next((p.content for p in sorted(points, key=lambda p: -p.step) if p.content and not p.fault), None)
-    if c is None:
-        return known
+def told_by(folder, points, known):
+    """What the user did not say, from the newest valid checkpoint of a stage: the vocabulary (of dynamics: no other stage has a
+    cross-entropy), the number of actions, the length of the run. A dynamics run that saved none has its tokenizer beside it."""
     whole = lambda v: v if type(v) is int and 1 < v < 10 ** 12 else None
-    levels = c['model_args'].get('action_levels')
-    actions = math.prod(levels) if isinstance(levels, (tuple, list)) and len(levels) < 20 and all(whole(n) for n in levels) else c['model_args'].get('n_actions')
-    vocab = whole(c['model_args'].get('vocab_size'))
-    return SimpleNamespace(vocab=(known.vocab or (vocab,) * bool(vocab)) if c['stage'] == 'dynamics' else (), n_actions=known.n_actions or whole(actions),
-                           total=known.total or whole(c['config'].get('max_iters')), weights=known.weights)
+    product = lambda v: whole(math.prod(v)) if isinstance(v, (tuple, list)) and len(v) < 20 and all(whole(n) for n in v) else None
+    newest = lambda points: next((p.content for p in sorted(points, key=lambda p: -p.step) if p.content and not p.fault), dict(model_args={}, config={}))
+    args, config = newest(points)['model_args'], newest(points)['config']
+    folder, vocab = os.path.abspath(folder), ()
+    if os.path.basename(folder) == 'dynamics':
+        size = whole(args.get('vocab_size')) or product(newest(own_points(os.path.join(os.path.dirname(folder), 'tokenizer')))['model_args'].get('levels'))
+        vocab = known.vocab or (size,) * bool(size)
+    return SimpleNamespace(vocab=vocab, n_actions=known.n_actions or whole(args.get('n_actions')) or product(args.get('action_levels')),
+                           total=known.total or whole(config.get('max_iters')), weights=known.weights)
+
+
+def status_of(folder):
+    """status.json of a stage folder, {} where there is none that can be read."""
+    try:
+        with open(os.path.join(folder, 'status.json'), encoding='utf-8', errors='replace') as f:
+            status = json.loads(f.read(100_000))
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 # -----------------------------------------------------------------------------
@@ -1049,22 +1075,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_numbers(text):
-    values = tuple(int(v) for v in text.split(','))
-    if not all(1 < v < 10 ** 12 for v in values):
-        raise ValueError
-    return values
+    if not re.fullmatch(r'\d{1,12}(,\d{1,12})*', text) or not all(1 < int(v) for v in text.split(',')):
+        raise argparse.ArgumentTypeError(f'found {clean(text)!r}, expected whole numbers above 1, such as 65536 or 65536,8192')
+    return tuple(map(int, text.split(',')))
 
 
 def whole_number(text):
-    value, = whole_numbers(text)
-    return value
+    if ',' in text:
+        raise argparse.ArgumentTypeError(f'found {clean(text)!r}, expected one whole number')
+    return whole_numbers(text)[0]
 
 
 def weights(text):
-    found = {name.strip().lower(): float(w) for name, w in (pair.rsplit(':', 1) for pair in text.split(','))}
-    if not all(0 <= w < 1e30 for w in found.values()):
-        raise ValueError
-    return found
+    found = re.findall(r'([^:,]+):(\d+\.?\d*(?:e-?\d{1,2})?)(?:,|$)', text.lower())
+    if ','.join(f'{name}:{w}' for name, w in found) != text.lower():
+        raise argparse.ArgumentTypeError(f'found {clean(text)!r}, expected NAME:WEIGHT,NAME:WEIGHT such as closs:1,loss_ct:10')
+    return {name.strip(): float(w) for name, w in found}
 
 
 def collect(paths, known):
@@ -1091,9 +1117,9 @@ def collect(paths, known):
             for stage in stages:
                 own = own_points(stage)
                 file = os.path.join(stage, 'log.csv')
-                log = add_log(file, told_by(own, known), own) if os.path.isfile(file) else None
+                log = add_log(file, told_by(stage, own, known), own) if os.path.isfile(file) else None
                 if log:
-                    log.name = clean(os.path.basename(os.path.abspath(stage)), 40)
+                    log.name, log.status = clean(os.path.basename(os.path.abspath(stage)), 40), status_of(stage)
                 groups += [(own, log)] if own else []
             for group in sorted({p.group for p in points}):
                 groups.append(([p for p in points if p.group == group], None))
