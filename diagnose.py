@@ -264,8 +264,9 @@ def in_order(log):
             keep = keep[np.argsort(s, kind='stable')]
         elif len(s):                                          # what a resumed run did again replaces the first try
             later = np.append(np.minimum.accumulate(s[::-1])[::-1][1:], math.inf)
-            log.order['overwritten'] = int((s > later).sum())
-            keep = keep[s <= later]
+            good = (s < later) | (np.diff(s, append=math.inf) == 0)
+            log.order['overwritten'] = int((~good).sum())
+            keep = keep[good]
     log.step = log.step[keep]
     log.columns = {name: x[keep] for name, x in log.columns.items()} if len(keep) < len(valid) or len(back) else log.columns
 
@@ -356,35 +357,40 @@ def regimes(x):
 
 
 def turn(x):
-    """Rising since its best? Where the smoothed loss of the last tenth stays 1.3 times above its lowest (the ratio of this
-    project's own guard) and 6 standard errors of the noise: dict(low, row, last, ratio), else None."""
+    """Rising since its best? The smoothed loss of the last blocks against its lowest, where it exceeds 6 standard errors of the
+    noise and a tenth: dict(low, row, last, ratio), else None. row: the last one within 10% of the lowest."""
     if len(x) < 5 or x.min() <= 0:
         return None
     at, y = smoothed(x)
     y = np.log(y)
-    tail = max(2, len(y) // 15)
     noise = 1.4826 * float(np.median(np.abs(np.diff(np.log(x))))) / math.sqrt(2)          # of one row, whatever the trend
-    least = max(math.log(1.3), 6 * noise / math.sqrt(len(x) / len(y)))
-    if y[-tail:].min() - y.min() < least:
+    rise = float(y[-max(2, len(y) // 15):].min() - y.min())
+    if rise < max(math.log(1.1), 6 * noise / math.sqrt(len(x) / len(y))):
         return None
-    row = int(at[np.flatnonzero(y < y.min() + math.log(1.1))[-1]])                        # still within 10% of its best
-    return dict(low=math.exp(y.min()), row=row, last=math.exp(y[-1]), ratio=math.exp(y[-1] - y.min()))
+    row = int(at[np.flatnonzero(y <= y.min() + math.log(1.1))[-1]])
+    return dict(low=math.exp(y.min()), row=row, last=math.exp(y[-1]), ratio=math.exp(rise))
 
 
 def spikes(x):
-    """R11: z of each row (distance to the median in 1.4826 MAD), the median at each row, and which rows are spikes. From 100
-    rows on median and MAD are those of the rows around: a trend is no spike. Nor is the descent at the start, nor a level
-    that the next rows keep: a spike stands a fifth above the medians before and after it."""
+    """R11: z of each row (distance to the median in 1.4826 MAD), the median at each row, and which rows are spikes, z > 6. From
+    100 rows on median and MAD are those of the rows around, as a trend is no spike, and the logarithm must stand out as well, as
+    the noise of a loss is a share of it. A spike also stands a fifth above the medians before and after: a new level is none,
+    nor is the descent at the start."""
     m = min(200, max(1, len(x) // 50))
-    at, medians = blocks(x, m)
-    rows = np.arange(len(x))
-    base = np.interp(rows, at, medians)
-    scale = np.interp(rows, at, 1.4826 * blocks(np.abs(x - base), m)[1])
-    z = (x - base) / np.maximum(scale, 0.005 * np.abs(base) + 1e-30)
+    rows, (at, medians) = np.arange(len(x)), blocks(x, m)
+
+    def score(x, centres):
+        base = np.interp(rows, at, centres)
+        scale = np.interp(rows, at, 1.4826 * blocks(np.abs(x - base), m)[1])
+        return (x - base) / np.maximum(scale, 0.005 * np.abs(base) + 1e-30), base
+
+    z, base = score(x, medians)
     around = np.pad(medians, 1, mode='edge')
-    highest = np.maximum(np.maximum(around[:-2], medians), around[2:])[np.searchsorted(np.linspace(0, len(x), m + 1).astype(int)[1:], rows, side='right')]
-    descended = rows > (x <= medians[0]).argmax()
-    return z, base, (z > 6) & (x > highest + 0.2 * np.abs(highest)) & descended
+    highest = np.maximum(np.maximum(around[:-2], medians), around[2:])[np.minimum(rows * m // len(x), m - 1)]
+    flagged = (z > 6) & (x > highest + 0.2 * np.abs(highest)) & (rows > (x <= medians[0]).argmax())
+    if m > 1 and x.min() > 0:
+        flagged &= score(np.log(x), np.log(medians))[0] > 6
+    return z, base, flagged
 
 
 def events(flagged):
@@ -463,15 +469,18 @@ def r03(log, known):
     ratio = means[-1] / means[0] if low > 0 else math.nan
     figures = dict(spearman=rho, ratio=ratio, first=means[0], last=means[-1])
     where = f'the window means go from {short(means[0])} to {short(means[-1])}' + (f' (x{ratio:.2f}, Spearman {rho:.2f})' if low > 0 else f' (Spearman {rho:.2f})')
+    at = log.s[log.turned['row']] if log.turned else log.s[0]
+    since = ''
+    if log.turned:
+        since = (f' The smoothed loss was last within 10% of its lowest, {short(log.turned["low"])}, at about {log.unit} {at:.10g}; there it turned. '
+                 f'Since then it has stayed at x{log.turned["ratio"]:.2f} or more and is now {short(log.turned["last"])}.')
+        figures.update(lowest=log.turned['low'], now=log.turned['last'], since_lowest=log.turned['ratio'], turned=at)
     if log.rising:
-        at = log.s[log.turned['row']] if log.turned else log.s[0]
         head = f'the loss is diverging (x{ratio if log.diverging else log.turned["ratio"]:.2f}), it turned at {log.unit} {at:.10g}'
-        text = f'Diverging: {where}. '
-        if log.turned:
-            text += (f'The smoothed loss was last within 10% of its lowest, {short(log.turned["low"])}, at about {log.unit} {at:.10g} and is now '
-                     f'{short(log.turned["last"])}, x{log.turned["ratio"]:.2f}: there it turned.')
-            figures.update(lowest=log.turned['low'], now=log.turned['last'], since_lowest=log.turned['ratio'])
-        yield say('R03', 'critical', text, head, restart_advice(log), turned=at, **figures)
+        yield say('R03', 'critical', f'Diverging: {where}.{since}', head, restart_advice(log), **figures)
+    elif log.turned:
+        yield say('R03', 'warn', f'Rising again: {where}.{since}', f'the loss rises again, it turned at {log.unit} {at:.10g}',
+                  'Watch it: from x1.3 on it counts as diverging. Keep a checkpoint from before that step, and lower the rate if it goes on.', **figures)
     elif low <= 0:
         yield say('R03', 'info', f'The loss is not positive everywhere, so ratios say nothing; {where}.', 'a loss that is not positive', **figures)
     elif ratio < 0.95:
@@ -509,24 +518,34 @@ def lowest_row(log):
 
 def r04(log, known):
     """Above ln vocab a model predicts worse than one that has seen nothing: everything it made is useless. Nor is a run sound
-    that spent a tenth of its rows above twice that, as no untrained model does: it blew up, even if the loss falls again."""
-    if not known.vocab or log.mixed or not log.windows:
+    that spent a tenth of its rows above twice that, as no untrained model does: it blew up, even if the loss falls again. For
+    pixels the same is a PSNR below 0 dB: a grey frame has 6 or more."""
+    if log.mixed or not log.windows:
         return
-    now, chance = log.k * level(log), math.log(known.vocab[0])
-    if now > chance:
-        what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
-        yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
-                  'worse than guessing', 'As for R03.' if log.rising else
-                  'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
-                  now=now, chance=chance)
-    a, b = max(events(log.k * log.x > 2 * chance), key=lambda e: e[1] - e[0], default=(0, -1))
-    top = a + int(log.x[a:b + 1].argmax()) if b >= a else 0   # row 0 of step 0 would be a bad initialisation: R14
-    if not log.by_epoch and b - a + 1 >= max(3, len(log.x) / 10) and (top > 0 or log.s[0] > 1):
-        when = f'at {log.unit} {log.s[a - 1]:.10g}' if a else f'before {log.unit} {log.s[0]:.10g}'
-        yield say('R04', 'critical', f'The loss blew up: from {log.unit} {log.s[a]:.10g} to {log.s[b]:.10g}, {b - a + 1} of {len(log.x)} rows, it stands above twice ln {known.vocab[0]} = {chance:.2f}, '
-                  f'highest {log.k * log.x[top]:.2f} at {log.unit} {log.s[top]:.10g}. It turned {when}.', f'the loss blew up, it turned {when}',
-                  'Restart from scratch with a rate 20 to 1000 times lower, or a longer warmup: what was learned after this is not worth keeping.', turned=log.s[max(0, a - 1)],
-                  highest=log.k * log.x[top], chance=chance)
+    lower = 'Restart from scratch with a rate 20 to 1000 times lower, or a longer warmup: what was learned after this is not worth keeping.'
+    _, s, psnr = logged(log, '(.*/)?psnr')
+    if known.vocab:
+        now, chance = log.k * level(log), math.log(known.vocab[0])
+        if now > chance:
+            what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
+            yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
+                      'worse than guessing', 'As for R03.' if log.rising else
+                      'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
+                      now=now, chance=chance)
+        s, x, limit, bound = log.s, log.k * log.x, 2 * chance, f'above twice ln {known.vocab[0]} = {chance:.2f}, highest {{:.2f}}'
+    elif len(psnr):
+        s, x, limit, bound = s, -psnr, 0, 'below 0 dB PSNR, worse than a grey frame; {:.1f} dB'
+        if psnr[-1] < 0:
+            yield say('R04', 'critical', f'Worse than guessing: the last row has a PSNR of {psnr[-1]:.1f} dB, a grey frame has 6 or more.', 'worse than a grey frame', lower, now=psnr[-1])
+    else:
+        return
+    a, b = max(events(x > limit), key=lambda e: e[1] - e[0], default=(0, -1))
+    top = a + int(x[a:b + 1].argmax()) if b >= a else 0       # row 0 of step 0 would be a bad initialisation: R14
+    if not log.by_epoch and not log.rising and b - a + 1 >= max(3, len(x) / 10) and (top > 0 or s[0] > 1):
+        when = f'at {log.unit} {s[a - 1]:.10g}' if a else f'before {log.unit} {s[0]:.10g}'
+        yield say('R04', 'critical', f'The loss blew up: from {log.unit} {s[a]:.10g} to {s[b]:.10g}, {b - a + 1} of {len(x)} rows, it stands '
+                  f'{bound.format(abs(x[top]) if known.vocab else -x[top])} at {log.unit} {s[top]:.10g}. It turned {when}.', f'the loss blew up, it turned {when}', lower,
+                  turned=s[max(0, a - 1)], worst=x[top])
 
 
 def level(log):
@@ -910,10 +929,10 @@ def examine(log, known):
     series = {n: log.columns[n] for n in log.columns if n == log.loss_name or n in known.weights or 'loss' in n and not re.fullmatch(HELD_OUT, n)}
     log.regimes = {n: found for n, x in sorted(series.items()) for found in [regimes(x[np.isfinite(x)])] if found}
     log.mixed = bool(log.regimes)
-    log.turned = None if log.mixed else turn(log.x)
+    log.turned = None if log.mixed else turn(log.x)           # x1.3 is the ratio of this project's own guard
     means = [m for _, _, m in log.windows]
     log.diverging = not log.mixed and len(means) >= 4 and min(means) > 0 and means[-1] > 1.1 * means[0] and spearman(means) >= 0.8
-    log.rising = log.diverging or log.turned is not None
+    log.rising = log.diverging or log.turned is not None and log.turned['ratio'] >= 1.3
     log.z = spikes(log.x) if len(log.x) >= 5 else None
     log.spikes = events(log.z[2]) if log.z else []
     return [f for rule in RULES for f in rule(log, known)]
@@ -1162,7 +1181,7 @@ def main(argv=None):
         severity, headline = conclude(findings)
         if args.plot and logs:
             try:
-                plot(*logs[0], args.plot)
+                plot(*logs[0], headline, args.plot)
             except (OSError, ValueError) as e:                # ValueError: an ending that pillow does not know
                 unreadable.append(f'{clean(args.plot)}: the picture cannot be written: {clean(e, 200)}')
     if args.json:
@@ -1182,8 +1201,95 @@ def main(argv=None):
 # the picture
 
 
-def plot(log, known, path):
-    raise ValueError('not yet')
+def ticks(low, high, log_scale):
+    """Round values between two bounds for the marks of an axis."""
+    if log_scale:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 2, 5) if high / low < 300 else (1,)
+        values = [m * 10.0 ** e for e in exponents for m in steps if low <= m * 10.0 ** e <= high]
+        return values[::max(1, math.ceil(len(values) / 8))]
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(m * step for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 6)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def plot(log, known, headline, path):
+    """The picture that one wants to see first: loss, window means, chance, learning rate, flagged steps."""
+    from PIL import Image, ImageDraw, ImageFont
+    if not len(log.x):
+        raise ValueError('there is no finite loss to draw')
+    W, H, left, right, top, bottom = 1400, 760, 110, 1270, 110, 650                       # pixels
+    image = Image.new('RGB', (W, H), 'white')
+    draw, font, large = ImageDraw.Draw(image), ImageFont.load_default(17), ImageFont.load_default(24)
+    grey, blue, orange, red, green, purple = '#777777', '#4a86c5', '#d9730d', '#c4162a', '#6aa96a', '#8757b3'
+    s, x, chance = log.s, log.x, math.log(known.vocab[0]) / log.k if known.vocab else None
+    means = [m for _, _, m in log.windows]
+    low, high = float(x.min()), float(np.quantile(x, 0.999) if len(x) > 2000 else x.max())
+    if chance and low / 30 < chance < high * 30:
+        low, high = min(low, chance), max(high, chance)
+    log_scale = low > 0 and high / low >= 10
+    pad = (high / low) ** 0.06 if log_scale else 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    low, high = (low / pad, high * pad) if log_scale else (low - pad, high + pad)
+    span = (s[-1] - s[0]) or 1.0
+    px = lambda v: left + (v - s[0]) / span * (right - left)
+    scale = np.log if log_scale else (lambda v: v)
+    py = lambda v: bottom - (scale(np.clip(v, low, high)) - scale(low)) / (scale(high) - scale(low)) * (bottom - top)
+
+    for v in ticks(low, high, log_scale):
+        draw.line([(left, py(v)), (right, py(v))], '#e4e4e4')
+        draw.text((left - 10, py(v)), f'{v:.4g}', 'black', font, anchor='rm')
+    for v in ticks(float(s[0]), float(s[0] + span), False):
+        draw.line([(px(v), bottom), (px(v), bottom + 6)], 'black')
+        draw.text((px(v), bottom + 12), f'{v:,.10g}', 'black', font, anchor='mt')
+    name, ls, lr = logged(log, *LR)
+    legend = [('loss, row by row', blue)]
+    if len(lr) > 1 and lr.max() > 0:                          # its own axis on the right, from 0
+        most = lr.max() * 1.08
+        ly = lambda v: bottom - v / most * (bottom - top)
+        keep = np.unique(np.linspace(0, len(ls) - 1, 1000).astype(int))
+        draw.line([(px(a), ly(b)) for a, b in zip(ls[keep], lr[keep])], green, 2)
+        for v in ticks(0.0, float(most), False):
+            draw.text((right + 10, ly(v)), f'{v:.3g}', green, font, anchor='lm')
+        draw.text((right + 10, top - 28), 'learning rate', green, font)
+        legend.append(('learning rate (right)', green))
+    columns = np.minimum(((s - s[0]) / span * (right - left)).astype(int), right - left)
+    starts = np.flatnonzero(np.diff(columns, prepend=-1))     # one vertical line for the rows that share a column of pixels
+    lows, highs = np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)
+    draw.line([(left + columns[a], py((lo + hi) / 2)) for a, lo, hi in zip(starts, lows, highs)], blue, 2 if len(x) < 600 else 1)
+    for a, lo, hi in zip(starts, lows, highs):
+        draw.line([(left + columns[a], py(lo)), (left + columns[a], py(hi) - 1)], blue)
+    if len(means) > 1:
+        ends = [a for a, _, _ in log.windows[1:]] + [float(s[-1])]
+        for (a, _, m), b in zip(log.windows, ends):
+            draw.line([(px(a), py(m)), (px(b), py(m))], orange, 4)
+            draw.text(((px(a) + px(b)) / 2, py(m) - 8), short(m), orange, font, anchor='mb', stroke_width=3, stroke_fill='white')
+        legend.append(('window means', orange))
+    if chance and low <= chance <= high:
+        for a in range(left, right, 16):
+            draw.line([(a, py(chance)), (a + 8, py(chance))], red, 2)
+        words = f'chance, ln {known.vocab[0]}' + (f' / {log.k}' if log.k > 1 else '') + f' = {chance:.3f}'
+        draw.text((right - 6, py(chance) - 5), words, red, font, anchor='rb', stroke_width=3, stroke_fill='white')
+    flags = [(log.s[log.turned['row']], 'turned')] if log.turned else []
+    flags += [(log.s[a], 'spike') for a, _ in log.spikes[:40]]
+    flags += [(log.step[i], 'not finite') for i in np.flatnonzero(np.isinf(log.loss))[:1]]
+    used = -1e9
+    for at, word in sorted(flags):
+        draw.line([(px(at), top), (px(at), bottom)], purple, 2 if word != 'spike' else 1)
+        if px(at) - used > 130:
+            draw.text((px(at) + 5, top + 4), f'{word} at {at:.10g}', purple, font, stroke_width=3, stroke_fill='white')
+            used = px(at)
+    legend += [('flagged', purple)] * bool(flags)
+    draw.rectangle([left, top, right, bottom], None, 'black')
+    draw.text((left, 18), f'{log.name}: {clean(log.loss_name, 40)} by {log.unit}', 'black', large)
+    draw.text((left, 50), clean(headline, 130), grey, font)
+    draw.text(((left + right) / 2, bottom + 46), log.unit, 'black', font, anchor='mt')
+    draw.text((left, top - 28), f'loss{" (log scale)" if log_scale else ""}', 'black', font)
+    at = left
+    for words, colour in legend:
+        draw.rectangle([at, H - 38, at + 26, H - 32], colour)
+        draw.text((at + 34, H - 35), words, 'black', font, anchor='lm')
+        at += 60 + draw.textlength(words, font)
+    image.save(path, 'PNG')
 
 
 if __name__ == '__main__':
