@@ -64,7 +64,7 @@ NAN, INFINITE = -math.inf, math.inf
 
 
 def number(cell):
-    """One cell as a float; None if it is not a number. What is beyond 1e100 overflowed somewhere: infinite."""
+    """One cell as a float; None if it is not a number. Beyond 1e100 something overflowed: infinite; below 1e-100 it is 0."""
     if cell is None or isinstance(cell, str) and cell.strip().lower() in ('', 'none', 'null', '-'):
         return math.nan
     try:
@@ -73,7 +73,7 @@ def number(cell):
         return INFINITE
     except (ValueError, TypeError):
         return None
-    return NAN if math.isnan(value) else value if abs(value) < 1e100 else INFINITE
+    return NAN if math.isnan(value) else INFINITE if abs(value) > 1e100 else value if abs(value) > 1e-100 else 0.0
 
 
 def numbers(cells):
@@ -85,7 +85,8 @@ def numbers(cells):
     except (ValueError, TypeError, OverflowError):
         values = [number(c) for c in cells]
         return np.array([math.nan if v is None else v for v in values]), values.count(None)
-    x[rows] = np.where(np.abs(values) < 1e100, values, np.where(np.isnan(values), NAN, INFINITE))
+    size = np.abs(values)
+    x[rows] = values if ((size < 1e100) & ((size > 1e-100) | (size == 0))).all() else [number(v) for v in values]
     return x, 0
 
 
@@ -526,7 +527,7 @@ def r04(log, known):
     _, s, psnr = logged(log, '(.*/)?psnr')
     if known.vocab:
         now, chance = log.k * level(log), math.log(known.vocab[0])
-        if now > chance:
+        if now > chance + 0.5 * (len(log.windows) < 4):       # a run of a few rows is still at its initialisation
             what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
             yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
                       'worse than guessing', 'As for R03.' if log.rising else
@@ -743,7 +744,7 @@ def r14(log, known):
         chance = math.log(v)
         under = f'{abs(chance - now):.2f} {"under" if now <= chance else "above"}'
         parts.append(f'{under} ln {v} = {chance:.2f} (perplexity {math.exp(min(now, 700)):.4g} = {math.exp(min(now - chance, 700)):.3g} x {v})')
-        above += [v] if now > chance else []
+        above += [v] if now > chance + 0.5 * (len(log.windows) < 4) else []
         started += [v] if first > chance + 0.5 else []        # an untrained model stands a few tenths above
     text = f'Cross-entropy {now:.2f} nats is ' + ' and '.join(parts) + '.'
     if started and not above:
