@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import textwrap
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,14 +31,16 @@ FIGURES = {'R00', 'R01', 'R06', 'R07', 'R08', 'R10', 'R14', 'R15', 'R16', 'R22',
 MAX_COLUMNS, MAX_LINE, MAX_BYTES, MAX_CELLS = 200, 100_000, 2 ** 30, 2 ** 27      # what is larger is no training log
 
 
-class Unreadable(Exception):
-    """An input cannot be read, with the reason."""
-
-
 def clean(text, width=80):
     """Names come from strangers' files: nothing in them may steer a terminal."""
     text = ''.join(c if c.isprintable() else '?' for c in str(text))
     return text if len(text) <= width else text[:width - 3] + '...'
+
+
+class Unreadable(Exception):
+    """An input cannot be read."""
+    def __init__(self, path, reason):
+        super().__init__(f'{clean(path)}: {reason}')
 
 
 def digits(x):
@@ -50,11 +51,6 @@ def digits(x):
 def short(x):
     """A mean of losses: a digit less."""
     return f'{x:.3f}' if 1 <= abs(x) < 1e4 else f'{x:.4g}'
-
-
-def say(rule, severity, text, head='', action='', **numbers):
-    """One finding. head: its few words for the verdict."""
-    return dict(rule=rule, severity=severity, text=text, action=action, numbers=numbers, head=head)
 
 
 # -----------------------------------------------------------------------------
@@ -79,9 +75,9 @@ def number(cell):
 def numbers(cells):
     """A column of texts (or JSON values) -> (floats, how many of them are not numbers and count as blank)."""
     x = np.full(len(cells), math.nan)
-    rows = slice(None) if '' not in cells and None not in cells else [i for i, c in enumerate(cells) if c is not None and c != '']
+    rows = [i for i, c in enumerate(cells) if c is not None and c != ''] if '' in cells or None in cells else slice(None)
     try:
-        values = np.array(list(map(float, cells if rows == slice(None) else [cells[i] for i in rows])))      # a million cells a tenth of a second
+        values = np.array(list(map(float, cells if rows == slice(None) else [cells[i] for i in rows])))
     except (ValueError, TypeError, OverflowError):
         values = [number(c) for c in cells]
         return np.array([math.nan if v is None else v for v in values]), values.count(None)
@@ -90,25 +86,26 @@ def numbers(cells):
     return x, 0
 
 
+MAGIC = ((b'\x89PNG', 'a PNG picture'), (b'\xff\xd8\xff', 'a JPEG picture'), (b'GIF8', 'a GIF picture'),
+         (b'PK\3\4', 'a zip file, or a checkpoint'), (b'\x89HDF', 'an HDF5 file'))
+
+
 def chunks(path):
     """Lists of lines of a text file, about 4 MB at a time: no file is held in memory, and no line that never ends."""
     try:
         if not os.path.isfile(path):
-            raise Unreadable(f'{clean(path)}: ' + ('there is no such file' if not os.path.exists(path) else 'found something else than a file'))
+            raise Unreadable(path, 'found something else than a file' if os.path.exists(path) else 'there is no such file')
         size = os.path.getsize(path)
         with open(path, 'rb') as f:
             start = f.read(4096)
     except OSError as e:
-        raise Unreadable(f'{clean(path)}: cannot be read: {e.strerror}') from None
+        raise Unreadable(path, f'cannot be read: {e.strerror}') from None
     if not size or size > MAX_BYTES:
-        raise Unreadable(f'{clean(path)}: ' + ('the file is empty' if not size else f'found {size} bytes, expected a log of at most {MAX_BYTES}'))
+        raise Unreadable(path, f'found {size} bytes, expected a log of at most {MAX_BYTES}' if size else 'the file is empty')
     encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'       # PowerShell's > writes UTF-16
-    control = sum(c < 32 and c not in (9, 10, 12, 13, 27) for c in start)
-    if encoding == 'utf-8-sig' and control > len(start) // 100:
-        kind = next((f'; its first bytes are those of {name}' for magic, name in
-                     ((b'\x89PNG', 'a PNG picture'), (b'\xff\xd8\xff', 'a JPEG picture'), (b'GIF8', 'a GIF picture'), (b'PK\3\4', 'a zip file, or a checkpoint'),
-                      (b'\x89HDF', 'an HDF5 file')) if start.startswith(magic)), '')
-        raise Unreadable(f'{clean(path)}: found a binary file, expected text{kind}')
+    if encoding == 'utf-8-sig' and sum(c < 32 and c not in b'\t\n\f\r\x1b' for c in start) > len(start) // 100:
+        kind = next((f'; its first bytes are those of {name}' for magic, name in MAGIC if start.startswith(magic)), '')
+        raise Unreadable(path, f'found a binary file, expected text{kind}')
     with open(path, encoding=encoding, errors='replace') as f:
         text, rest = ' ', ''
         while text:
@@ -173,7 +170,7 @@ def read_columns(path):
                 mark = separator(first)
                 names = [tidy(c) for c in cells_of(first.strip(), mark)[:MAX_COLUMNS]]
                 if all(number(c) is not None for c in names):
-                    raise Unreadable(f'{clean(path)}: found no line of column names at its start, expected one such as step,loss,lr')
+                    raise Unreadable(path, 'found no line of column names at its start, expected one such as step,loss,lr')
                 lines = lines[1:]
         if names:
             odd['headers'] += lines.count(first)              # the header again: a second run was appended
@@ -190,8 +187,9 @@ def read_columns(path):
             for name, values in table:
                 x, wrong = numbers(values)
                 some = np.flatnonzero(~np.isnan(x))
-                if len(some) and (name in pieces or len(pieces) < MAX_COLUMNS):           # only what is not blank: a small file can have a huge table
-                    pieces.setdefault(name, []).append((slice(rows, rows + len(x)) if len(some) == len(x) else rows + some, x[some], wrong))
+                if len(some) and (name in pieces or len(pieces) < MAX_COLUMNS):           # no blanks: a small file can be a huge table
+                    at = slice(rows, rows + len(x)) if len(some) == len(x) else rows + some
+                    pieces.setdefault(name, []).append((at, x[some], wrong))
             rows += len(table[0][1]) if table else 0
     columns = {}
     for name in sorted(pieces, key=lambda n: -sum(len(x) for _, x, _ in pieces[n]))[:max(8, MAX_CELLS // max(1, rows))]:
@@ -201,7 +199,7 @@ def read_columns(path):
                 columns[name][at] = x
                 odd['cells'] += wrong
     if not columns:
-        raise Unreadable(f'{clean(path)}: found no numbers in it, expected a training log: a line of names such as step,loss,lr, then rows of numbers')
+        raise Unreadable(path, 'found no numbers in it, expected a training log: a line of names such as step,loss,lr, then numbers')
     return columns, {**odd, 'rows': rows}
 
 
@@ -226,14 +224,18 @@ def read_log(path, columns=None, odd=None):
     train = [n for n in columns if not re.fullmatch(HELD_OUT, n)]
     step, loss = find(train, *STEP), find([n for n in train if n not in STEP], *LOSS)
     if loss is None:
-        raise Unreadable(f'{clean(path)}: found no column of a training loss among {clean(", ".join(columns))}, expected loss, train/loss or the like')
-    log = SimpleNamespace(path=path, name=clean(os.path.basename(path), 60), columns=columns, odd=odd, loss_name=loss, step_name=step, unit='step', order={})
+        raise Unreadable(path, f'found no column of a training loss among {clean(", ".join(columns))}, expected loss, train/loss or the like')
+    if step and 'epoch' in step:                              # many rows an epoch, or parts of epochs: no means of epochs
+        epochs = columns[step][np.isfinite(columns[step]) & ~np.isnan(columns[loss])]
+        step = step if len(np.unique(epochs)) > len(epochs) / 2 and (epochs % 1 == 0).all() else None
+    log = SimpleNamespace(path=path, name=clean(os.path.basename(path), 60), columns=columns, odd=odd, loss_name=loss, step_name=step,
+                          order={}, checkpoints=[], status={}, given=False)
     log.step = columns[step] if step else np.arange(len(columns[loss]), dtype=float)
     log.by_epoch = bool(step) and 'epoch' in step
     log.unit = 'epoch' if log.by_epoch else 'step' if step else 'row'
+    log.at = lambda s: f'{log.unit} {s:.10g}'
     in_order(log)
     log.loss = log.columns[loss]
-    log.k, log.mixed, log.rising, log.checkpoints, log.status = 1, False, False, None, {}
     log.s, log.x = log.step[np.isfinite(log.loss)], log.loss[np.isfinite(log.loss)]
     log.windows = windows(log.s, log.x)
     return log
@@ -284,7 +286,7 @@ def spacing(s):
 
 def windows(s, x):
     """(first step, rows, mean) of each window of the largest 1, 2 or 5 x 10^n steps that gives at least 4; a last one that
-    is shorter than half is merged into the one before. Fewer than 4 rows: each is its own window."""
+    is shorter than half is merged into the one before. Fewer than 4 rows: each is its own window; hardly two steps: one window."""
     if len(x) < 4:
         return [(float(a), 1, float(b)) for a, b in zip(s, x)]
     gap = spacing(s)
@@ -298,7 +300,7 @@ def windows(s, x):
             if len(starts) >= 4:
                 means = np.add.reduceat(x, starts) / np.diff(starts, append=len(x))
                 return [(float(s[0] + w[a] * width), int(n), float(m)) for a, n, m in zip(starts, np.diff(starts, append=len(x)), means)]
-    return []
+    return [(float(s[0]), len(x), float(x.mean()))]
 
 
 def blocks(x, m):
@@ -357,19 +359,19 @@ def regimes(x):
     return None
 
 
-def turn(x):
+def turn(s, x):
     """Rising since its best? The smoothed loss of the last blocks against its lowest, where it exceeds 6 standard errors of the
-    noise and a tenth: dict(low, row, last, ratio), else None. row: the last one within 10% of the lowest."""
+    noise and a tenth: dict(low, at, last, ratio), else None. at: the last step within 10% of the lowest."""
     if len(x) < 5 or x.min() <= 0:
         return None
-    at, y = smoothed(x)
+    rows, y = smoothed(x)
     y = np.log(y)
     noise = 1.4826 * float(np.median(np.abs(np.diff(np.log(x))))) / math.sqrt(2)          # of one row, whatever the trend
     rise = float(y[-max(2, len(y) // 15):].min() - y.min())
     if rise < max(math.log(1.1), 6 * noise / math.sqrt(len(x) / len(y))):
         return None
-    row = int(at[np.flatnonzero(y <= y.min() + math.log(1.1))[-1]])
-    return dict(low=math.exp(y.min()), row=row, last=math.exp(y[-1]), ratio=math.exp(rise))
+    last_good = rows[np.flatnonzero(y <= y.min() + math.log(1.1))[-1]]
+    return dict(low=math.exp(y.min()), at=s[last_good], last=math.exp(y[-1]), ratio=math.exp(rise))
 
 
 def spikes(x):
@@ -419,20 +421,49 @@ LR = ('lr', 'learning_rate', r'.*/lr', r'.*learning_rate.*', r'lr[-_/].*')
 # -----------------------------------------------------------------------------
 # the rules. Each yields its findings on one log; known: what the user or the checkpoints told (vocab, total, n_actions, weights)
 
+LOWER = 'Restart from scratch with a rate 20 to 1000 times lower or a longer warmup; what was learned after this is not worth keeping.'
+ACTIONS = {                                                   # what to do next; R03 has its own
+    'R02': 'Log the undivided mean over all micro-batches and ranks. Until then multiply before you compare with ln vocab.',
+    'R04': 'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? '
+           'Then a rate 20 times lower.',
+    'R05': 'As for R03; the present weights are worth less than fresh ones.',
+    'R06': 'Lower the rate; the action of R03 says to what. That rate and loss go together is no proof: the smoke run is.',
+    'R07': 'Look at the data loader, at what else runs on the machine, and at its temperature.',
+    'R08': 'Use fewer actions, or retrain stages 2 and 3 together; look at the strip of pictures of each action first.',
+    'R11': 'Log loss and gradient norm per batch; look at those batches, at gradient clipping and at the warmup.',
+    'R12': 'Write one file per run, and means over all ranks and batches; then ask again.',
+    'R13': 'Use one file per run and the mean over all batches and ranks in both; log the divisor if there is one.',
+    'R14': 'Is this vocabulary the one that is predicted, is the loss a mean in nats and not a sum, is the last layer initialised small?',
+    'R15': 'Log each term on its own and choose weights that keep each share within a factor of 3.',
+    'R16': 'Compute the median-action baseline on held-out data first, then look at the labels and their alignment in time.',
+    'R18': 'Let only the master write, to a temporary file that is then renamed, and verify it after each save; then run 1000 to 2000 steps '
+           'including a restore.',
+    'R19': 'Write one file per run; if runs were appended, split the file and judge each on its own.',
+    'R20': 'Go back to a checkpoint before that; look at that batch; lower the rate, clip gradients, keep softmax and norms in float32.',
+    'R21': 'Check that positives and negatives differ in the data, which of them is which, and the sign of the energy.',
+}
+
+
+def say(rule, severity, text, head='', action='', **numbers):
+    """One finding. head: its few words for the verdict."""
+    action = (action or ACTIONS[rule]) if severity in ('warn', 'critical') else ''
+    return dict(rule=rule, severity=severity, text=text, action=action, numbers=numbers, head=head)
+
 
 def r00(log, known):
     """What was read, so that a reader sees at once whether it is the right file."""
-    odd = [f'{n} {what}' for n, what in ((log.odd['cells'], 'cells are not numbers and count as blank'), (log.odd['lines'], 'lines are broken or too short'),
-                                         (log.order['no_step'], f'rows have no {log.unit} and are left out')) if n]
-    odd = f' But {", ".join(odd)}.' if odd else ''
+    odd = ((log.odd['cells'], 'cells are no numbers and count as blank'), (log.odd['lines'], 'lines are broken, too short or too long'),
+           (log.order['no_step'], f'rows have no {log.unit} and are left out'))
+    odd = ', '.join(f'{n} {what}' for n, what in odd if n)
+    odd = f' But {odd}.' if odd else ''
     if not len(log.x):
-        yield say('R00', 'info', f'{log.name}: {log.odd["rows"]} rows, and not one finite value in column {log.loss_name}.{odd}', rows=0)
+        yield say('R00', 'info', f'{log.odd["rows"]} rows, and not one finite value in column {log.loss_name}.{odd}', rows=0)
         return
-    low = int(log.x.argmin())
-    text = (f'{len(log.x)} rows of {log.loss_name} up to {log.unit} {log.s[-1]:.10g}: {digits(log.x[0])} -> {digits(log.x[-1])}, '
-            f'min {digits(log.x[low])} at {log.unit} {log.s[low]:.10g}, median {digits(np.median(log.x))}.{odd}')
-    yield say('R00', 'info', text, rows=len(log.x), first_step=log.s[0], last_step=log.s[-1], first=log.x[0], last=log.x[-1], min=log.x[low],
-              min_step=log.s[low], median=np.median(log.x))
+    figures = dict(rows=len(log.x), last_step=log.s[-1], first=log.x[0], last=log.x[-1], min=log.x.min(), min_step=log.s[log.x.argmin()],
+                   median=np.median(log.x))
+    first, last, low, median = (digits(figures[k]) for k in ('first', 'last', 'min', 'median'))
+    yield say('R00', 'info', f'{len(log.x)} rows of {log.loss_name} up to {log.at(log.s[-1])}: {first} -> {last}, min {low} at '
+              f'{log.at(figures["min_step"])}, median {median}.{odd}', **figures)
 
 
 def r01(log, known):
@@ -446,75 +477,75 @@ def r01(log, known):
 def r02(log, known):
     """A loss divided by the accumulation steps or ranks looks better than it is, and can hide that it is worse than guessing."""
     if log.k > 1:
-        chance = math.log(known.vocab[0])
-        over = log.k * log.x[0] - chance
-        yield say('R02', 'warn', f'The logged loss seems to be divided by {log.k}: an untrained model stands near ln {known.vocab[0]} = {chance:.3f}, and the first row, '
-                  f'{digits(log.x[0])}, times {log.k} is {log.k * log.x[0]:.3f} = ln {known.vocab[0]} {"-" if over < 0 else "+"} {abs(over):.3f}. The rules below count with it.',
-                  f'the logged loss is divided by {log.k}',
-                  f'Log the undivided mean over all micro-batches and ranks. Until then multiply by {log.k} when you compare with ln {known.vocab[0]}.',
-                  k=log.k, undivided=log.k * log.x[0], chance=chance, over=over)
+        chance, undivided = math.log(known.vocab[0]), log.k * log.x[0]
+        yield say('R02', 'warn', f'The logged loss seems to be divided by {log.k}: an untrained model stands near ln {known.vocab[0]} = '
+                  f'{chance:.3f}, and the first row, {digits(log.x[0])}, times {log.k} is {undivided:.3f} = ln {known.vocab[0]} '
+                  f'{"-" if undivided < chance else "+"} {abs(undivided - chance):.3f}. The rules below count with it.',
+                  f'the logged loss is divided by {log.k}', k=log.k, undivided=undivided, over=undivided - chance)
 
 
 def r03(log, known):
     """The direction of the loss, by window means: the first thing to know, and what one noisy row cannot tell."""
-    means = [m for _, _, m in log.windows]
     if log.status.get('state') in ('diverged', 'nonfinite'):
-        reason = clean(str(log.status.get('reason')).split('\n')[0], 200)
-        yield say('R03', 'critical', f'The trainer itself stopped this run, says its status.json: {log.status["state"]} at iter {clean(log.status.get("iter"))}: {reason}.',
-                  f'the trainer stopped it as {log.status["state"]}', restart_advice(log) if log.rising else 'Restart with a lower learning rate; its status.json says from where.')
-    if len(log.x) == 1:
-        yield say('R03', 'info', 'One row is no trend.', 'one row is no trend')
+        state, reason = log.status['state'], clean(str(log.status.get('reason')).split('\n')[0], 200)
+        yield say('R03', 'critical', f'The trainer itself stopped this run, says its status.json: {state} at iter '
+                  f'{clean(log.status.get("iter"))}: {reason}.', f'the trainer stopped it as {state}',
+                  'Restart with a lower rate; status.json says from where.')
+    means = [m for _, _, m in log.windows]
+    if len(means) == 1:
+        yield say('R03', 'info', f'No trend: all {log.unit}s fall into one window.', 'too few rows for a trend')
     if log.mixed or len(means) < 2:
         return
-    rho, low = spearman(means), min(means)
-    ratio = means[-1] / means[0] if low > 0 else math.nan
+    rho, ratio = spearman(means), means[-1] / means[0] if min(means) > 0 else math.nan
+    times = f'x{ratio:.2f}, ' if min(means) > 0 else ''
+    where = f'the window means go from {short(means[0])} to {short(means[-1])} ({times}Spearman {rho:.2f})'
     figures = dict(spearman=rho, ratio=ratio, first=means[0], last=means[-1])
-    where = f'the window means go from {short(means[0])} to {short(means[-1])}' + (f' (x{ratio:.2f}, Spearman {rho:.2f})' if low > 0 else f' (Spearman {rho:.2f})')
-    at = log.s[log.turned['row']] if log.turned else log.s[0]
-    since = ''
+    at = log.s[0]
     if log.turned:
-        since = (f' The smoothed loss was last within 10% of its lowest, {short(log.turned["low"])}, at about {log.unit} {at:.10g}; there it turned. '
-                 f'Since then it has stayed at x{log.turned["ratio"]:.2f} or more and is now {short(log.turned["last"])}.')
-        figures.update(lowest=log.turned['low'], now=log.turned['last'], since_lowest=log.turned['ratio'], turned=at)
+        at, best, now, since = (log.turned[k] for k in ('at', 'low', 'last', 'ratio'))
+        where += (f'. The smoothed loss was last within 10% of its lowest, {short(best)}, at about {log.at(at)}; there it turned. It has '
+                  f'stayed at x{since:.2f} or more and is now {short(now)}')
+        figures.update(turned=at, lowest=best, now=now, since_lowest=since)
     if log.rising:
-        head = f'the loss is diverging (x{ratio if log.diverging else log.turned["ratio"]:.2f}), it turned at {log.unit} {at:.10g}'
-        yield say('R03', 'critical', f'Diverging: {where}.{since}', head, restart_advice(log), **figures)
+        times = ratio if log.diverging else log.turned['ratio']
+        yield say('R03', 'critical', f'Diverging: {where}.', f'the loss is diverging (x{times:.2f}), it turned at {log.at(at)}',
+                  restart_advice(log), **figures)
     elif log.turned:
-        yield say('R03', 'warn', f'Rising again: {where}.{since}', f'the loss rises again, it turned at {log.unit} {at:.10g}',
-                  'Watch it: from x1.3 on it counts as diverging. Keep a checkpoint from before that step, and lower the rate if it goes on.', **figures)
-    elif low <= 0:
-        yield say('R03', 'info', f'The loss is not positive everywhere, so ratios say nothing; {where}.', 'a loss that is not positive', **figures)
+        yield say('R03', 'warn', f'Rising again: {where}.', f'the loss rises again, it turned at {log.at(at)}',
+                  'Watch it: from x1.3 on it counts as diverging. Keep a checkpoint from before; lower the rate if it goes on.', **figures)
+    elif min(means) <= 0:
+        yield say('R03', 'info', f'The loss is not always positive, so ratios say nothing; {where}.', 'the loss is not positive', **figures)
     elif ratio < 0.95:
         yield say('R03', 'ok', f'Falling: {where}.', f'the loss is falling, window means {short(means[0])} -> {short(means[-1])}', **figures)
     elif ratio > 1.1 and len(means) < 4:
-        yield say('R03', 'info', f'{len(means)} rows are too few to call it a trend: {where}.', f'{len(means)} rows are too few for a trend', **figures)
+        yield say('R03', 'info', f'{len(means)} rows are too few to call it a trend: {where}.', 'too few rows for a trend', **figures)
     else:
-        yield say('R03', 'info', f'Flat, or without direction: {where}.', f'the loss is flat, window means {short(means[0])} -> {short(means[-1])}', **figures)
+        head = f'the loss is flat, window means {short(means[0])} -> {short(means[-1])}'
+        yield say('R03', 'info', f'Flat, or without direction: {where}.', head, **figures)
+
+
+def lowest(log):
+    """The step at which the smoothed loss is lowest."""
+    if len(log.x) < 5:
+        return None
+    at, y = smoothed(log.x)
+    return log.s[at[y.argmin()]]
 
 
 def restart_advice(log):
     """What to do about a diverged run: from where, and how fast."""
-    name, s, lr = logged(log, *LR)
-    row = lowest_row(log)
-    text = 'Stop. Restart from scratch or from the last valid checkpoint'
-    if row is not None:
-        at = log.s[row]
-        text += f' at or before {log.unit} {at:.10g}, the smoothed minimum (a later one holds a diverged model)'
-        valid = [c.step for c in log.checkpoints or [] if not c.fault and c.step <= at]
+    _, s, lr = logged(log, *LR)
+    at, text = lowest(log), 'Stop. Restart from scratch or from the last valid checkpoint'
+    if at is not None:
+        text += f' at or before {log.at(at)}, the smoothed minimum (a later one holds a diverged model)'
+        valid = [c.step for c in log.checkpoints if not c.fault and c.step <= at]
         if log.checkpoints:
-            text += f': that of {log.unit} {max(valid)}' if valid else ': there is none, so from scratch'
+            text += f': that of {log.at(max(valid))}' if valid else ': there is none, so from scratch'
         if len(lr) and lr[-1] > 0:
             then = float(np.interp(at, s, lr))
-            text += f', with lr = {min(lr[-1] / 20, then / 3 if then > 0 else math.inf):.2g} (the smaller of lr now / 20 and lr at the minimum / 3)'
+            rate = min(lr[-1] / 20, then / 3 if then > 0 else math.inf)
+            text += f', with lr = {rate:.2g} (the smaller of lr now / 20 and lr at the minimum / 3)'
     return text + '. Then a smoke run of 5000 steps, looking at window means.'
-
-
-def lowest_row(log):
-    """The row at which the smoothed loss is lowest."""
-    if len(log.x) < 5:
-        return None
-    at, y = smoothed(log.x)
-    return int(at[y.argmin()])
 
 
 def r04(log, known):
@@ -523,29 +554,27 @@ def r04(log, known):
     pixels the same is a PSNR below 0 dB: a grey frame has 6 or more."""
     if log.mixed or not log.windows:
         return
-    lower = 'Restart from scratch with a rate 20 to 1000 times lower, or a longer warmup: what was learned after this is not worth keeping.'
     _, s, psnr = logged(log, '(.*/)?psnr')
     if known.vocab:
         now, chance = log.k * level(log), math.log(known.vocab[0])
-        if now > chance + 0.5 * (len(log.windows) < 4):       # a run of a few rows is still at its initialisation
-            what = f'{log.k} x {short(level(log))} = {now:.2f}' if log.k > 1 else f'{now:.2f}'
-            yield say('R04', 'critical', f'Worse than guessing: {"the last row" if log.by_epoch else "the last window mean"}, {what} nats > ln {known.vocab[0]} = {chance:.2f}.',
-                      'worse than guessing', 'As for R03.' if log.rising else
-                      'Stop. If the run is older than its warmup: is --vocab right, is the loss a mean in nats, do targets and logits belong together? Then a rate 20 times lower.',
-                      now=now, chance=chance)
-        s, x, limit, bound = log.s, log.k * log.x, 2 * chance, f'above twice ln {known.vocab[0]} = {chance:.2f}, highest {{:.2f}}'
+        if now > chance + still_untrained(log):
+            which, factor = 'last row' if log.by_epoch else 'last window mean', f'{log.k} x {short(level(log))} = ' if log.k > 1 else ''
+            yield say('R04', 'critical', f'Worse than guessing: the {which}, {factor}{now:.2f} nats > ln {known.vocab[0]} = {chance:.2f}.',
+                      'worse than guessing', 'As for R03.' if log.rising else '', now=now, chance=chance)
+        s, x, limit, where = log.s, log.k * log.x, 2 * chance, f'above twice ln {known.vocab[0]} = {chance:.2f}, at most {{:.2f}}'
     elif len(psnr):
-        s, x, limit, bound = s, -psnr, 0, 'below 0 dB PSNR, worse than a grey frame; {:.1f} dB'
+        x, limit, where = -psnr, 0, 'below 0 dB of PSNR, worse than a grey frame, at worst -{:.1f}'
         if psnr[-1] < 0:
-            yield say('R04', 'critical', f'Worse than guessing: the last row has a PSNR of {psnr[-1]:.1f} dB, a grey frame has 6 or more.', 'worse than a grey frame', lower, now=psnr[-1])
+            yield say('R04', 'critical', f'Worse than guessing: the last row has a PSNR of {psnr[-1]:.1f} dB, a grey frame has 6 or more.',
+                      'worse than a grey frame', LOWER, now=psnr[-1])
     else:
         return
     a, b = max(events(x > limit), key=lambda e: e[1] - e[0], default=(0, -1))
     top = a + int(x[a:b + 1].argmax()) if b >= a else 0       # row 0 of step 0 would be a bad initialisation: R14
     if not log.by_epoch and not log.rising and b - a + 1 >= max(3, len(x) / 10) and (top > 0 or s[0] > 1):
-        when = f'at {log.unit} {s[a - 1]:.10g}' if a else f'before {log.unit} {s[0]:.10g}'
-        yield say('R04', 'critical', f'The loss blew up: from {log.unit} {s[a]:.10g} to {s[b]:.10g}, {b - a + 1} of {len(x)} rows, it stands '
-                  f'{bound.format(abs(x[top]) if known.vocab else -x[top])} at {log.unit} {s[top]:.10g}. It turned {when}.', f'the loss blew up, it turned {when}', lower,
+        when = f'at {log.at(s[a - 1])}' if a else f'before {log.at(s[0])}'
+        yield say('R04', 'critical', f'The loss blew up: from {log.at(s[a])} to {s[b]:.10g}, {b - a + 1} of {len(x)} rows, it stands '
+                  f'{where.format(x[top])} at {log.at(s[top])}. It turned {when}.', f'the loss blew up, it turned {when}', LOWER,
                   turned=s[max(0, a - 1)], worst=x[top])
 
 
@@ -554,33 +583,35 @@ def level(log):
     return float(log.x[-1]) if log.by_epoch else log.windows[-1][2]
 
 
+def still_untrained(log):
+    """Nats above chance that a run of a few rows may stand at: an untrained model does."""
+    return 0.5 * (len(log.windows) < 4)
+
+
 def r05(log, known):
     """Worse than untrained: there is nothing in the model to rescue."""
     if log.rising and log.windows[-1][2] > 1.05 * log.x[0] > 0:
-        yield say('R05', 'critical', f'Worse than at initialisation: the last window mean {short(log.windows[-1][2])} > {digits(log.x[0])}, the first row '
-                  f'({log.unit} {log.s[0]:.10g}).', 'worse than at initialisation', 'As for R03; the present weights are worth less than fresh ones.',
-                  last=log.windows[-1][2], first=log.x[0])
+        yield say('R05', 'critical', f'Worse than at initialisation: the last window mean {short(log.windows[-1][2])} > {digits(log.x[0])}, '
+                  f'the first row ({log.at(log.s[0])}).', 'worse than at initialisation', last=log.windows[-1][2], first=log.x[0])
 
 
 def r06(log, known):
     """The rate is the first suspect of a rising loss: compare it with the rate at which the loss was still low."""
-    name, s, lr = logged(log, *LR)
-    if name is None or len(lr) < 2 or lr.max() <= 0:
+    _, s, lr = logged(log, *LR)
+    if len(lr) < 2 or lr.max() <= 0 or not len(log.x):
         return
-    peak, row = int(lr.argmax()), lowest_row(log)
-    loss = np.interp(s, log.s, log.x) if len(log.x) else np.full(len(s), math.nan)
-    before, after = correlation(loss[:peak + 1], lr[:peak + 1]), correlation(loss[peak:], lr[peak:])
-    parts = [f'lr is {lr[-1]:.3g} = {100 * lr[-1] / lr[peak]:.1f}% of its peak ({lr[peak]:.3g} at {log.unit} {s[peak]:.10g})']
-    figures = dict(lr=lr[-1], peak=lr[peak], percent=100 * lr[-1] / lr[peak], before=before, after=after)
-    if row is not None:
-        figures['at_minimum'] = float(np.interp(log.s[row], s, lr))
-        parts.append(f'it was {figures["at_minimum"]:.3g} at the smoothed minimum of the loss ({log.unit} {log.s[row]:.10g})')
-    known_corr = [f'{c:.2f} {when} the peak' for c, when in ((before, 'before'), (after, 'after')) if c is not None]
-    parts += ['corr(loss, lr) is ' + ' and '.join(known_corr)] if known_corr else []
-    hot = log.rising and row is not None and lr[-1] > 3 * figures['at_minimum'] > 0
-    yield say('R06', 'warn' if hot else 'info', '; '.join(parts) + '.' + (f' The loss rises at {lr[-1] / figures["at_minimum"]:.1f} times that rate.' if hot else ''),
-              'the learning rate is too high' if hot else '',
-              'Lower the rate; the action of R03 says to what. That rate and loss go together is no proof: the smoke run is.' if hot else '', **figures)
+    peak, at, loss = int(lr.argmax()), lowest(log), np.interp(s, log.s, log.x)
+    figures = dict(lr=lr[-1], peak=lr[peak], percent=100 * lr[-1] / lr[peak], before=correlation(loss[:peak + 1], lr[:peak + 1]),
+                   after=correlation(loss[peak:], lr[peak:]))
+    text = f'lr is {lr[-1]:.3g} = {figures["percent"]:.1f}% of its peak ({lr[peak]:.3g} at {log.at(s[peak])})'
+    if at is not None:
+        figures['at_minimum'] = float(np.interp(at, s, lr))
+        text += f'; it was {figures["at_minimum"]:.3g} at the smoothed minimum of the loss ({log.at(at)})'
+    found = [f'{figures[when]:.2f} {when} the peak' for when in ('before', 'after') if figures[when] is not None]
+    text += f'; corr(loss, lr) is {" and ".join(found)}.' if found else '.'
+    hot = log.rising and at is not None and lr[-1] > 3 * figures['at_minimum'] > 0
+    text += f' The loss rises at {lr[-1] / figures["at_minimum"]:.1f} times that rate.' if hot else ''
+    yield say('R06', 'warn' if hot else 'info', text, 'the learning rate is too high', **figures)
 
 
 def r07(log, known):
@@ -592,21 +623,19 @@ def r07(log, known):
     s, ds, dt = log.step[good], np.diff(log.step[good]), np.diff(log.columns[name][good])
     going = (dt > 0) & (ds >= 0)                              # a resumed run starts its clock anew
     late = going & (s[1:] > s[-1] - 5000) if len(s) else going
-    if ds[going].sum() <= 0 or ds[late].sum() <= 0:
+    if ds[late].sum() <= 0:
         return
     overall, recent = float(ds[going].sum() / dt[going].sum()), float(ds[late].sum() / dt[late].sum())
-    longer = s[-1] - s[0] > 5000
-    text, figures = f'{overall:.4f} steps/s overall', dict(overall=overall, recent=recent)
-    if longer:
-        text += f' and {recent:.4f} over the last 5000'
-    if known.total:
-        left = max(0, known.total - s[-1])
+    figures, longer = dict(overall=overall, recent=recent), bool(s[-1] - s[0] > 5000)
+    text = f'{overall:.4f} steps/s overall' + f' and {recent:.4f} over the last 5000' * longer
+    left = known.total - s[-1] if known.total else 0
+    if left > 0:
         figures.update(left=left, eta_overall_hours=left / overall / 3600, eta_recent_hours=left / recent / 3600)
-        text += f'; {left:.10g} of {known.total} steps left: {left / overall / 3600:.1f} h' + (f' at the overall and {left / recent / 3600:.1f} h at the recent rate' if longer else '')
+        text += f'; {left:.10g} of {known.total} steps left: {left / overall / 3600:.1f} h'
+        text += f' at the overall and {left / recent / 3600:.1f} h at the recent rate' * longer
     slow = longer and recent < 0.8 * overall
-    yield say('R07', 'warn' if slow else 'info', text + (f'. It has slowed down to {100 * recent / overall:.0f}%.' if slow else '.'),
-              f'it has slowed down to {100 * recent / overall:.0f}%' if slow else '',
-              'Look at the data loader, at what else runs on the machine, and at its temperature.' if slow else '', **figures)
+    head = f'it has slowed down to {100 * recent / overall:.0f}%'
+    yield say('R07', 'warn' if slow else 'info', f'{text}. {head.capitalize()}.' if slow else f'{text}.', head, **figures)
 
 
 def thirds(x):
@@ -616,60 +645,58 @@ def thirds(x):
 
 def r08(log, known):
     """A world with one action cannot be played, and its loss does not show it."""
-    (e, _, entropy), (u, _, unique), (c, _, usage) = logged(log, ENTROPY), logged(log, UNIQUE), logged(log, USAGE)
+    (e, _, entropy), (u, _, unique), (_, _, usage) = logged(log, ENTROPY), logged(log, UNIQUE), logged(log, USAGE)
     if e is None and u is None:
         return
-    of = f' of {known.n_actions}' if known.n_actions else ''
-    parts, figures, complaints = [], {}, []
-    if len(entropy):
-        t = thirds(entropy)
-        figures.update(entropy_min=entropy.min(), entropy_max=entropy.max(), entropy_last=entropy[-1], entropy_thirds=t)
-        parts.append(f'entropy {entropy.min():.4f}..{entropy.max():.4f} nats, last {entropy[-1]:.4f} = {math.exp(min(entropy[-1], 50)):.1f} equally used actions{of}')
-    if len(unique):
-        figures.update(unique_thirds=thirds(unique), unique_last=unique[-1])
-    if not len(usage) and len(unique) and known.n_actions:
+    if not len(usage) and known.n_actions:
         usage = unique / known.n_actions
-    shown = [(name, x, d) for name, x, d in (('entropy', entropy, 3), ('unique actions', unique, 2), ('usage', usage, 3)) if len(x)]
-    if any(len(x) >= 3 for _, x, _ in shown):
-        parts.append('by thirds ' + '; '.join(f'{name} ' + ' / '.join(f'{v:.{d}f}' for v in thirds(x)) for name, x, d in shown if len(x) >= 3))
+    series = [(name, x, d) for name, x, d in (('entropy', entropy, 3), ('unique actions', unique, 2), ('usage', usage, 3)) if len(x)]
+    figures = {f'{name}_thirds': thirds(x) for name, x, _ in series}
+    parts, complaints = [], []
+    if len(entropy):
+        figures.update(entropy_min=entropy.min(), entropy_max=entropy.max(), entropy_last=entropy[-1])
+        parts.append(f'entropy {entropy.min():.4f}..{entropy.max():.4f} nats, last {entropy[-1]:.4f} = {math.exp(min(entropy[-1], 50)):.1f} '
+                     'equally used actions' + (f' of {known.n_actions}' if known.n_actions else ''))
+    by_third = [f'{name} ' + ' / '.join(f'{v:.{d}f}' for v in thirds(x)) for name, x, d in series if len(x) >= 3]
+    parts += ['by thirds ' + '; '.join(by_third)] if by_third else []
     if len(usage):
         early, _, late = thirds(usage)
-        figures.update(usage_thirds=thirds(usage))
         if late < 0.25:
             complaints.append(f'late usage {100 * late:.1f}% of the codes is below 25%')
         if len(usage) >= 9 and late < 0.8 * early:            # fewer rows: single batches would be compared
             complaints.append(f'late usage is {100 * late / early:.0f}% of the early one, below 80%')
-    one = [name for name, x, limit in (('one action', unique, 1), ('an entropy below 0.1', entropy, 0.1)) if len(x) >= 3 and
-           ((x[-3:] <= limit).all() if limit == 1 else (x[-3:] < limit).all())]
-    severity = 'critical' if one else 'warn' if complaints else 'info'
-    text = 'Actions: ' + '; '.join(parts) + '.' if parts else 'Actions: no value was logged.'
+    one = ['one action'] if len(unique) >= 3 and (unique[-3:] <= 1).all() else []
+    one += ['an entropy below 0.1'] if len(entropy) >= 3 and (entropy[-3:] < 0.1).all() else []
+    text = f'Actions: {"; ".join(parts)}.' if parts else 'Actions: no value was logged.'
     if one:
         text += f' The last 3 logged rows have {" and ".join(one)}: collapsed.'
+        yield say('R08', 'critical', text, 'the actions have collapsed', **figures)
     elif complaints:
-        text += ' ' + '; '.join(complaints).capitalize() + ': low diversity.'
-    yield say('R08', severity, text, 'the actions have collapsed' if one else 'low action diversity' if complaints else '',
-              'Use fewer actions, or retrain stages 2 and 3 together; look at the strip of pictures of each action first.' if severity != 'info' else '', **figures)
+        yield say('R08', 'warn', f'{text} {"; ".join(complaints).capitalize()}: low diversity.', 'low action diversity', **figures)
+    else:
+        yield say('R08', 'info', text, **figures)
+
+
+def frozen(x):
+    return len(x) > 100 and x.std() < 0.01
 
 
 def r09(log, known):
     """A labeller that is not trained gives the same figures all along: nothing can be read off them."""
-    for name, s, x in (logged(log, ENTROPY), logged(log, UNIQUE)):
-        if len(x) > 100 and x.std() < 0.01:
-            yield say('R09', 'info', f'{clean(name)} stands at {x.mean():.4f} with a standard deviation of {x.std():.5f} over {len(x)} rows: the labeller is frozen, '
-                      'so correlations with it say nothing.', 'the action labeller is frozen', mean=x.mean(), std=x.std(), rows=len(x))
+    for name, _, x in (logged(log, ENTROPY), logged(log, UNIQUE)):
+        if frozen(x):
+            yield say('R09', 'info', f'{name} stands at {x.mean():.4f} with a standard deviation of {x.std():.5f} over {len(x)} rows: the '
+                      'labeller is frozen, so correlations with it say nothing.', 'the action labeller is frozen', mean=x.mean(), std=x.std())
 
 
 def r10(log, known):
     """Does the loss move with the actions? Only a hint: both may follow the training."""
     parts, figures = [], {}
-    for pattern in (ENTROPY, UNIQUE):
-        name = logged(log, pattern)[0]
-        if name is None or np.isfinite(log.columns[name]).sum() > 100 and np.std(logged(log, pattern)[2]) < 0.01:
-            continue                                          # R09
-        c = correlation(log.loss, log.columns[name])
+    for name, _, x in (logged(log, ENTROPY), logged(log, UNIQUE)):
+        c = None if name is None or frozen(x) else correlation(log.loss, log.columns[name])
         if c is not None:
             word = 'none' if abs(c) < 0.1 else 'weak' if abs(c) < 0.3 else 'moderate' if abs(c) < 0.5 else 'strong'
-            parts.append(f'corr(loss, {clean(name)}) = {c:.2f} ({word})')
+            parts.append(f'corr(loss, {name}) = {c:.2f} ({word})')
             figures[name] = c
     if parts:
         yield say('R10', 'info', ', '.join(parts) + '. Both may follow the training: no cause is shown.', **figures)
@@ -680,80 +707,77 @@ def r11(log, known):
     if not log.spikes:
         return
     z, base, _ = log.z
+    tops = [a + int(log.x[a:b + 1].argmax()) for a, b in log.spikes]
     chance = math.log(known.vocab[0]) if known.vocab else math.inf
-    tops = sorted((a + int(log.x[a:b + 1].argmax()) for a, b in log.spikes), key=lambda i: -log.x[i])
-    above = sum(bool(log.k * log.x[i] > chance) for i in tops)
+    above = int((log.k * log.x[tops] > chance).sum())
     # a row by epoch is the mean of thousands of batches; one step above chance that came back is only a warning
     severity = 'critical' if above >= (1 if log.by_epoch else 2) else 'warn' if above or len(tops) >= 2 else 'info'
-    shown = ', '.join(f'{log.s[i]:.10g} ({short(log.x[i]) if log.x[i] < 10 else f"{log.x[i]:.2f}"}, z {z[i]:.1f})' for i in sorted(tops[:6]))
-    text = f'{len(tops)} spike{"s" * (len(tops) > 1)} with z > 6 at {log.unit} {shown}' + (f' and {len(tops) - 6} lower ones' if len(tops) > 6 else '')
-    text += f'; the median {"there" if len(log.x) >= 100 else "of all rows"} is {digits(base[tops[0]])}.'
-    text += f' {above} of them stand{"s" * (above == 1)} above ln {known.vocab[0]} = {chance:.2f}: worse than guessing.' if above else ''
-    yield say('R11', severity, text, f'{len(tops)} spikes' + (', worse than guessing' if above else ''),
-              'Log loss and gradient norm per batch; look at those batches, at gradient clipping and at the warmup.' if severity != 'info' else '',
-              steps=[log.s[i] for i in sorted(tops)][:100], z=[z[i] for i in sorted(tops)][:100], values=[log.x[i] for i in sorted(tops)][:100],
-              median=base[tops[0]], above_chance=above)
+    shown = sorted(sorted(tops, key=lambda i: -log.x[i])[:6])
+    text = ', '.join(f'{log.s[i]:.10g} ({log.x[i]:.4g}, z {z[i]:.1f})' for i in shown)
+    text = f'{len(tops)} spike{"s" * (len(tops) > 1)} with z > 6 at {log.unit} {text}' + f' and {len(tops) - 6} lower ones' * (len(tops) > 6)
+    text += f'; the median {"there" if len(log.x) >= 100 else "of all rows"} is {digits(base[shown[-1]])}.'
+    text += f' {above} of them above ln {known.vocab[0]} = {chance:.2f}: worse than guessing.' if above else ''
+    yield say('R11', severity, text, f'{len(tops)} spikes' + ', worse than guessing' * (above > 0), steps=log.s[tops][:100], z=z[tops][:100],
+              values=log.x[tops][:100], above_chance=above)
 
 
 def r12(log, known):
     """A series that jumps between two levels is two series: a trend over both is the trend of neither."""
+    three = lambda x: f'{x:.3f}' if 0.01 <= x < 1000 else f'{x:.4g}'
     for name, (low, high, ratio, switches) in log.regimes.items():
-        three = lambda x: f'{x:.3f}' if 0.01 <= x < 1000 else f'{x:.4g}'
-        yield say('R12', 'warn', f'{clean(name)} lives on two levels, {three(low[0])}-{three(low[-1])} ({len(low)} rows) and {three(high[0])}-{three(high[-1])} '
-                  f'({len(high)} rows): nothing between them, gap x{ratio:.1f}, {switches} switches. Mixed runs or batches are suspected; the trend is refused.',
-                  'two levels: mixed runs or batches, no trend', 'Write one file per run, and means over all ranks and batches; then ask again.',
-                  low=[low[0], low[-1]], high=[high[0], high[-1]], gap=ratio, switches=switches)
+        yield say('R12', 'warn', f'{name} lives on two levels, {three(low[0])}-{three(low[-1])} ({len(low)} rows) and {three(high[0])}-'
+                  f'{three(high[-1])} ({len(high)} rows): nothing between them, gap x{ratio:.1f}, {switches} switches. Mixed runs or batches '
+                  'are suspected; the trend is refused.', 'two levels: mixed runs or batches, no trend', gap=ratio, switches=switches)
 
 
-def compare(a, b):
-    """R13. Two logs of the same run must agree; where they do not, neither is believed."""
-    epochs, i, j = np.intersect1d(a.step, b.step, return_indices=True)
-    if not len(epochs) or a.by_epoch != b.by_epoch:
+def r13(a, b):
+    """Two logs of the same run must agree; where they do not, neither is believed."""
+    common, i, j = np.intersect1d(a.step, b.step, return_indices=True)
+    names = [n for n in sorted(a.columns, key=lambda n: (n != a.loss_name, n)) if n in b.columns and n not in (a.step_name, b.step_name)]
+    if not a.by_epoch:                                        # single steps are noise: the loss over four stretches of them
+        names = [a.loss_name] * (a.loss_name == b.loss_name)
+    if not len(common) or not names or a.by_epoch != b.by_epoch or not a.by_epoch and len(common) < 8:
         return
-    names = sorted(n for n in a.columns if n in b.columns and n not in (a.step_name, b.step_name) and (a.by_epoch or n == a.loss_name == b.loss_name))
-    names.sort(key=lambda n: n != a.loss_name)
-    with np.errstate(all='ignore'):
-        pairs = [(a.columns[n][i], b.columns[n][j]) for n in names]
-        if not a.by_epoch:                                    # single steps are noise: four stretches of them
-            pairs = [([np.nanmean(c[np.isfinite(c)]) if np.isfinite(c).any() else math.nan for c in np.array_split(p, 4)] for p in pair) for pair in pairs if len(epochs) >= 8]
-            epochs = [stretch[0] for stretch in np.array_split(epochs, 4)] if len(epochs) >= 8 else []
-        ratios = np.array([np.divide(y, x) for x, y in (map(np.asarray, p) for p in pairs)]).T      # (epochs, names)
-    cells = ratios[np.isfinite(ratios) & (ratios > 0)]
-    if not len(cells):
+    cells = np.array([[b.columns[n][j], a.columns[n][i]] for n in names]).transpose(2, 0, 1)                   # (steps, names, 2)
+    cells = np.where(np.isfinite(cells), cells, math.nan)
+    if not a.by_epoch:
+        stretches = np.array_split(np.arange(len(common)), 4)
+        common = common[[p[0] for p in stretches]]
+        cells = np.array([np.where(np.isnan(cells[p]), 0, cells[p]).mean(0) for p in stretches])
+    ratios = cells[..., 0] / cells[..., 1]
+    factors = ratios[np.isfinite(ratios) & (ratios > 0)]
+    if not len(factors):
         return
-    factors = np.maximum(cells, 1 / cells)
-    near = sum(bool(min(abs(f / k - 1) for k in (2, 4, 8)) <= 0.05) for f in factors)
-    shown = ', '.join(f'{log_step:.10g}: ' + '/'.join(f'{r:.2f}' for r in row) for log_step, row in list(zip(epochs, ratios))[:6])
+    factors = np.maximum(factors, 1 / factors)
+    near = int((np.abs(factors[:, None] / [2, 4, 8] - 1) <= 0.05).any(1).sum())
     if near >= (2 if a.by_epoch else 3):
-        text, head = f'reduction mismatch suspected, {near} of {len(cells)} are within 5% of 2, 4 or 8', 'two logs differ by a whole factor'
+        text, head = f'reduction mismatch suspected, {near} of {len(factors)} are within 5% of 2, 4 or 8', 'two logs differ by a whole factor'
     elif factors.max() > 1.2:
         text, head = f'they disagree, by up to x{factors.max():.2f}', 'two logs disagree'
     else:
         return
-    yield say('R13', 'warn', f'{b.name} over {a.name} at the same {a.unit}s ({"/".join(map(clean, names))}) is {shown}: {text}. Nothing in the files says which is right.', head,
-              'Use one file per run and the mean over all batches and ranks in both; log the divisor if there is one.', ratios=ratios.tolist(), near=near)
+    shown = ', '.join(f'{at:.10g}: ' + '/'.join(f'{r:.2f}' for r in row) for at, row in list(zip(common, ratios))[:6])
+    yield say('R13', 'warn', f'{b.name} over {a.name} at the same {a.unit}s ({"/".join(names)}) is {shown}: {text}. Nothing in the files '
+              'says which is right.', head, ratios=ratios[:1000], near=near)
 
 
 def r14(log, known):
     """How much has it learned, in nats under chance, for every vocabulary that is meant?"""
-    if not known.vocab or not len(log.x) or not log.windows or log.mixed and not log.by_epoch:
+    if not known.vocab or not log.windows or log.mixed and not log.by_epoch:
         return
-    now, first = log.k * level(log), log.k * float(log.x[0])
-    parts, above, started = [], [], []
+    now, first, parts = log.k * level(log), log.k * float(log.x[0]), []
     for v in known.vocab:
-        chance = math.log(v)
-        under = f'{abs(chance - now):.2f} {"under" if now <= chance else "above"}'
-        parts.append(f'{under} ln {v} = {chance:.2f} (perplexity {math.exp(min(now, 700)):.4g} = {math.exp(min(now - chance, 700)):.3g} x {v})')
-        above += [v] if now > chance + 0.5 * (len(log.windows) < 4) else []
-        started += [v] if first > chance + 0.5 else []        # an untrained model stands a few tenths above
-    text = f'Cross-entropy {now:.2f} nats is ' + ' and '.join(parts) + '.'
+        over = now - math.log(v)
+        parts.append(f'{abs(over):.2f} {"above" if over > 0 else "under"} ln {v} = {math.log(v):.2f} (perplexity '
+                     f'{math.exp(min(now, 700)):.4g} = {math.exp(min(over, 700)):.3g} x {v})')
+    above = [v for v in known.vocab if now > math.log(v) + still_untrained(log)]
+    started = [v for v in known.vocab if first > math.log(v) + 0.5]                       # an untrained model stands a few tenths above
+    text = f'Cross-entropy {now:.2f} nats is {" and ".join(parts)}.'
     if started and not above:
-        text += f' {first:.2f} at the start is above {"it" if len(known.vocab) == 1 else "both" if len(started) == len(known.vocab) == 2 else ", ".join(map(str, started))}.'
-    severity = 'critical' if above else 'warn' if started else 'info'
-    yield say('R14', severity, text, 'worse than guessing' if above else 'it started worse than guessing' if started else '',
-              'As for R04: is this vocabulary the one that is predicted, and the loss a mean in nats?' if above else
-              'Look at the initialisation of the last layer, and whether the loss is a sum where it should be a mean.' if started else '',
-              now=now, first=first, under={str(v): math.log(v) - now for v in known.vocab})
+        which = 'both' if len(started) == len(known.vocab) == 2 else ' and '.join(f'ln {v}' for v in started)
+        text += f' {first:.2f} at the start is above {which}.'
+    yield say('R14', 'critical' if above else 'warn' if started else 'info', text,
+              'worse than guessing' if above else 'it started worse than guessing', now=now, first=first)
 
 
 def r15(log, known):
@@ -761,158 +785,153 @@ def r15(log, known):
     if not known.weights:
         return
     found = {n: w * log.columns[n] for n, w in known.weights.items() if n in log.columns}
-    missing = [n for n in known.weights if n not in found]
+    missing = ', '.join(clean(n) for n in known.weights if n not in found)
     if len(found) < 2:
-        yield say('R15', 'info', f'No shares of the terms: {", ".join(map(clean, missing))} not in {log.name}.')
+        yield say('R15', 'info', f'No shares of the terms: this log has no column {missing}.')
         return
     terms = np.array(list(found.values()))
-    terms = terms[:, np.isfinite(terms).all(0)]
-    total = terms.sum(0)
-    if not (total > 0).any() or (terms < 0).any():
+    terms = terms[:, np.isfinite(terms).all(0) & (terms >= 0).all(0) & (terms.sum(0) > 0)]
+    if not terms.size:
         return
     parts, figures, worst = [], {}, []
-    for name, x in zip(found, terms[:, total > 0] / total[total > 0]):
-        low, middle, high = 100 * float(x.min()), 100 * float(np.median(x)), 100 * float(x.max())
-        parts.append(f'{clean(name)} {low:.1f}%..{high:.1f}%, median {middle:.1f}%')
-        figures[name] = [low, middle, high]
-        if high > 3 * low:
-            worst.append(f'{clean(name)} varies x{high / low:.0f}' if low > 0 else f'{clean(name)} varies from nothing')
-        if middle < 1:
-            worst.append(f'{clean(name)} is below 1%')
-    yield say('R15', 'warn' if worst else 'info', f'Shares of the weighted terms: {"; ".join(parts)}.' + f' {"; ".join(worst)}.' * bool(worst) +
-              f' Not in the log: {", ".join(map(clean, missing))}.' * bool(missing), 'the terms of the loss are out of balance' if worst else '',
-              'Log each term on its own and choose weights that keep their shares apart from each other by less than a factor of 3.' if worst else '', **figures)
+    for name, x in zip(found, 100 * terms / terms.sum(0)):
+        low, middle, high = figures[name] = [float(x.min()), float(np.median(x)), float(x.max())]
+        parts.append(f'{name} {low:.1f}%..{high:.1f}%, median {middle:.1f}%')
+        worst += [f'{name} varies x{high / low:.3g}' if low else f'{name} varies from nothing'] if high > 3 * low else []
+        worst += [f'{name} is below 1%'] if middle < 1 else []
+    text = f'Shares of the weighted terms: {"; ".join(parts + worst)}.' + f' Not in the log: {missing}.' * bool(missing)
+    yield say('R15', 'warn' if worst else 'info', text, 'the terms of the loss are out of balance', **figures)
 
 
 def r16(log, known):
     """An L1 on actions means nothing without its range and what a constant guess would score."""
-    name, s, x = logged(log, r'(.*[/_])?(loss_ct|action_l1|l1_actions?|actions?_l1)')
+    name, _, x = logged(log, r'(.*[/_])?(loss_ct|action_l1|l1_actions?|actions?_l1)')
     _, _, baseline = logged(log, r'(.*[/_])?(median_action_l1|l1_median_action|loss_ct_median|median_action)')
-    if name is None or not len(x):
+    if not len(x):
         return
-    now = float(x[-1])
-    text = (f'{clean(name)} is {now:.3f} on actions in [-1,1] = {100 * now / 2 + 1e-9:.1f}% of the range, {now / (2 / 255):.1f} bins of 2/255, {now / 0.01:.1f} x 0.01; '
-            'it is a mean over the dimensions already, so do not divide by their number.')
-    figures, bad = dict(now=now, percent=50 * now, bins=now * 127.5, times=now / 0.01), False
+    now, bad = float(x[-1]), False
+    figures = dict(now=now, percent=50 * now, bins=now * 127.5, times=now / 0.01)
+    text = (f'{name} is {now:.3f} on actions in [-1,1] = {50 * now + 1e-9:.1f}% of the range, {now * 127.5:.1f} bins of 2/255, '
+            f'{100 * now:.1f} x 0.01; it is a mean over the dimensions already, so do not divide by their number. ')
     if len(baseline) and baseline[-1] > 0:
-        figures['of_baseline'] = now / float(baseline[-1])
-        bad = figures['of_baseline'] > 0.9
-        text += f' Always guessing the median action scores {baseline[-1]:.3f}: ratio {figures["of_baseline"]:.2f}' + (', it has learned next to nothing.' if bad else '.')
+        ratio = figures['of_baseline'] = now / float(baseline[-1])
+        bad = ratio > 0.9
+        text += f'Always guessing the median action scores {baseline[-1]:.3f}: ratio {ratio:.2f}{", next to nothing is learned" * bad}.'
     else:
-        text += ' How good that is depends on the median action, which was not logged.'
-    yield say('R16', 'critical' if bad else 'info', text, 'the actions are no better than the median action' if bad else '',
-              'Compute the median-action baseline on held-out data first, then look at the labels and their alignment in time.' if bad else '', **figures)
+        text += 'How good that is depends on the score of the median action, which was not logged.'
+    yield say('R16', 'critical' if bad else 'info', text, 'the actions are no better than the median action', **figures)
 
 
 def r17(log, known):
     """A loss that stands still for epochs: more of the same will not help."""
     if not log.by_epoch or log.mixed or len(log.x) < 2:
         return
-    per = np.abs(np.diff(log.x)) / np.maximum(np.diff(log.s), 1e-9)
-    moving = np.flatnonzero(per >= 0.01)
+    moving = np.flatnonzero(np.abs(np.diff(log.x)) >= 0.01 * np.diff(log.s))
     start = moving[-1] + 1 if len(moving) else 0
-    if log.s[-1] - log.s[start] >= 3:
-        rate = abs(log.x[-1] - log.x[start]) / (log.s[-1] - log.s[start])
-        yield say('R17', 'info', f'Plateau: from epoch {log.s[start]:.10g} to {log.s[-1]:.10g} the loss went from {digits(log.x[start])} to {digits(log.x[-1])}, '
-                  f'{rate:.4f} per epoch (< 0.01).', f'a plateau since epoch {log.s[start]:.10g}', since=log.s[start], per_epoch=rate)
+    epochs = log.s[-1] - log.s[start]
+    if epochs >= 3:
+        rate = abs(log.x[-1] - log.x[start]) / epochs
+        yield say('R17', 'info', f'Plateau: from {log.at(log.s[start])} to {log.s[-1]:.10g} the loss went from {digits(log.x[start])} to '
+                  f'{digits(log.x[-1])}, {rate:.4f} per epoch (< 0.01).', f'a plateau since {log.at(log.s[start])}', per_epoch=rate)
 
 
 def r18(points, log=None):
     """A checkpoint is worth what can be loaded from it: its size says nothing, and the newest one is what a restart would take."""
-    judged = [c for c in points if not c.unjudged]
-    steps = sorted(judged, key=lambda c: c.step)
-    bad, good = [c for c in steps if c.fault], [c for c in steps if not c.fault]
     other = [c for c in points if c.unjudged]
     if other:
-        yield say('R18', 'warn', f'{len(other)} checkpoints could not be judged: {other[0].name}: {other[0].fault}.', 'checkpoints that could not be judged',
-                  'Read them with the version that wrote them, on a machine with enough memory.', unjudged=len(other))
-    if not steps:
+        yield say('R18', 'warn', f'{len(other)} checkpoints could not be judged: {other[0].name}: {other[0].fault}.',
+                  'checkpoints that could not be judged', 'Read them with the version that wrote them, with enough memory.')
+    points = sorted((c for c in points if not c.unjudged), key=lambda c: c.step)
+    if not points:
         return
-    last = max(steps[-1].step, int(log.s[-1]) if log is not None and len(log.s) and not log.by_epoch else 0)
-    newest, n = steps[-1].step, len(steps)
-    figures = dict(checkpoints=n, invalid=len(bad), newest=newest, newest_valid=good[-1].step if good else None, last_step=last,
-                   steps_lost=last - good[-1].step if good else last)
-    where = f' ({points[0].group})' if points[0].group else ''
+    bad, good, n = [c for c in points if c.fault], [c for c in points if not c.fault], len(points)
+    where, newest = f' ({points[0].group})' if points[0].group else '', points[-1].step
+    last = max(newest, int(log.s[-1]) if log and len(log.s) and not log.by_epoch else 0)
+    lost = last - good[-1].step if good else last
+    figures = dict(checkpoints=n, invalid=len(bad), newest=newest, newest_valid=good[-1].step if good else None, steps_lost=lost)
     if not bad:
         yield say('R18', 'ok', f'All {n} checkpoints{where} are valid, the newest is of step {newest}.', **figures)
         return
     reasons = {}
     for c in bad:
-        reasons.setdefault(c.fault, []).append(c)
-    why = '; '.join(f'{len(cs)} x {fault} (such as {cs[-1].name})' for fault, cs in sorted(reasons.items(), key=lambda r: -len(r[1]))[:4])
-    summary = f'{len(bad)} of {n} invalid ({100 * len(bad) / n:.0f}%), ' + (f'newest valid {good[-1].step}, {last - good[-1].step} steps lost' if good else f'none valid, all {last} steps lost')
-    severity = 'critical' if steps[-1].fault or len(bad) > 0.1 * n else 'warn'
-    yield say('R18', severity, f'Checkpoints{where}: {summary}. The newest is of step {newest}. {why}.', f'checkpoints: {summary}',
-              'Let only the master write, to a temporary file that is then renamed, and verify it after each save; then run 1000 to 2000 steps including a restore.', **figures)
+        reasons.setdefault(c.fault, []).append(c.name)
+    most = sorted(reasons.items(), key=lambda r: -len(r[1]))[:4]
+    why = '; '.join(f'{len(names)} x {fault} (such as {names[-1]})' for fault, names in most)
+    summary = f'{len(bad)} of {n} invalid ({100 * len(bad) / n:.0f}%), '
+    summary += f'newest valid {good[-1].step}, {lost} steps lost' if good else f'none valid, all {lost} steps lost'
+    yield say('R18', 'critical' if points[-1].fault or len(bad) > 0.1 * n else 'warn',
+              f'Checkpoints{where}: {summary}. The newest is of step {newest}. {why}.', f'checkpoints: {summary}', **figures)
 
 
 def r19(log, known):
     """Rows of two runs in one file look like one run that jumps."""
-    o, unit, parts, figures = log.order, log.unit, [], {}
+    o, parts, steps = log.order, [], log.step[~np.isnan(log.loss)]
+    repeated, gap = int((np.diff(steps) == 0).sum()), spacing(steps)
     if 'unsorted' in o:
-        parts.append(f'rows are out of order in {o["unsorted"]} places; they were sorted by {unit}')
+        parts.append(f'rows are out of order in {o["unsorted"]} places; they were sorted by {log.unit}')
     if 'back' in o:
-        shown = ', '.join(f'{a:.10g} -> {b:.10g}' for a, b in o['back'])
-        parts.append(f'the {unit} goes back {o["n_back"]} times ({shown}{", ..." * (o["n_back"] > 5)})')
-        if 'runs' in o:
-            parts.append(f'{len(o["runs"])} runs stand in one file ({" + ".join(map(str, o["runs"]))} rows), and only number {o["run"] + 1} is judged here')
-        if o.get('overwritten'):
-            parts.append(f'{o["overwritten"]} rows that were done again are left out')
+        parts.append(f'the {log.unit} goes back {o["n_back"]} times (' + ', '.join(f'{a:.10g} -> {b:.10g}' for a, b in o['back']) + ')')
+    if 'runs' in o:
+        rows = ' + '.join(map(str, o['runs']))
+        parts.append(f'{len(o["runs"])} runs stand in one file ({rows} rows), only number {o["run"] + 1} is judged here')
+    if o.get('overwritten'):
+        parts.append(f'{o["overwritten"]} rows that were done again are left out')
     if log.odd['headers']:
         parts.append(f'the line of names comes again {log.odd["headers"]} times')
-    steps = log.step[~np.isnan(log.loss)]
-    repeated, gap = int((np.diff(steps) == 0).sum()), spacing(steps)
     if repeated:
-        parts.append(f'{repeated} rows repeat the {unit} before them')
+        parts.append(f'{repeated} rows repeat the {log.unit} before them')
     if parts:
         yield say('R19', 'warn', '; '.join(parts).capitalize() + '.', 'the rows are not those of one unbroken run',
-                  'Write one file per run; if runs were appended, split the file and judge each on its own.',
                   back=o.get('n_back', 0), unsorted=o.get('unsorted', 0), repeated=repeated, runs=len(o.get('runs', [1])))
     gaps = np.flatnonzero(np.diff(steps) > 5 * gap)
     if len(gaps):
         widest = gaps[np.diff(steps)[gaps].argmax()]
-        yield say('R19', 'warn', f'{len(gaps)} gap{"s" * (len(gaps) > 1)}, the widest from {unit} {steps[widest]:.10g} to {steps[widest + 1]:.10g}; rows are usually {gap:.10g} apart.',
-                  'rows are missing', 'Find out what happened there, a crash or a log that was cut: no rule can see it.', gaps=len(gaps), widest=[steps[widest], steps[widest + 1]])
+        yield say('R19', 'warn', f'{len(gaps)} gap{"s" * (len(gaps) > 1)}, the widest from {log.at(steps[widest])} to '
+                  f'{steps[widest + 1]:.10g}; rows are usually {gap:.10g} apart.', 'rows are missing',
+                  'Find out what happened there, a crash or a log that was cut: no rule can see it.', gaps=len(gaps))
 
 
 def r20(log, known):
     """After the first NaN in the loss nothing is trained any more."""
     for name in sorted(log.columns, key=lambda n: (n != log.loss_name, n)):
-        rows = np.flatnonzero(np.isinf(log.columns[name]))
-        if not len(rows) or name == log.step_name:
-            continue
-        kind = 'NaN' if log.columns[name][rows[0]] == NAN else 'infinite, or beyond 1e100'
-        loss = 'loss' in name                                 # a gradient norm may overflow in float16, and the update is skipped
-        yield say('R20', 'critical' if loss else 'warn', f'{clean(name)} is {kind} first at {log.unit} {log.step[rows[0]]:.10g}, {len(rows)} times in all, '
-                  f'of {int((~np.isnan(log.columns[name])).sum())} logged.', f'{clean(name)} is not finite from {log.unit} {log.step[rows[0]]:.10g}',
-                  f'Go back to a checkpoint before {log.unit} {log.step[rows[0]]:.10g}; look at that batch; lower the rate, clip gradients, keep softmax and norms in float32.',
-                  first=log.step[rows[0]], times=len(rows))
+        x = log.columns[name]
+        rows = np.flatnonzero(np.isinf(x))
+        if len(rows) and name != log.step_name:
+            kind, first = 'NaN' if x[rows[0]] == NAN else 'infinite, or beyond 1e100,', log.at(log.step[rows[0]])
+            # a gradient norm may overflow in float16; the update is skipped and all is well
+            yield say('R20', 'critical' if 'loss' in name else 'warn', f'{name} is {kind} first at {first}, {len(rows)} times in all, of '
+                      f'{int((~np.isnan(x)).sum())} logged.', f'{name} is not finite from {first}', first=log.step[rows[0]], times=len(rows))
 
 
 def r21(log, known):
     """An energy term that tells nothing apart trains nothing; one whose gradient reaches the policy teaches it to cheat. Columns:
     energy_loss and n_negatives (M), e_pos and e_neg (a low energy means a good match), grad_policy_from_energy."""
-    late = lambda pattern: (lambda x: float(np.median(x[-max(1, len(x) // 10):])) if len(x) else None)(logged(log, r'(.*/)?' + pattern)[2])
-    loss, m, e_pos, e_neg = late('energy_loss'), late('(n_|num_)?(energy_)?negatives'), late('(e_pos|energy_pos)'), late('(e_neg|energy_neg)')
+    def late(pattern):                                        # the median of the last tenth
+        x = logged(log, r'(.*/)?' + pattern)[2]
+        return float(np.median(x[-max(1, len(x) // 10):])) if len(x) else None
+
+    loss, m, e_pos, e_neg = map(late, ('energy_loss', '(n_|num_)?(energy_)?negatives', '(e_pos|energy_pos)', '(e_neg|energy_neg)'))
     if loss is not None and m is not None and m >= 1 and loss >= 0.95 * math.log(1 + m):
-        yield say('R21', 'warn', f'The energy loss is {loss:.3f}, {100 * loss / math.log(1 + m):.0f}% of ln(1 + {m:.10g}) = {math.log(1 + m):.3f}: it hardly tells the true pair from {m:.10g} others.',
-                  'the energy term has not learned', 'Check that positives and negatives differ in the data; raise the weight of the term or lower its temperature.', loss=loss, m=m)
+        chance = math.log(1 + m)
+        yield say('R21', 'warn', f'The energy loss is {loss:.3f}, {100 * loss / chance:.0f}% of ln(1 + {m:.10g}) = {chance:.3f}: it hardly '
+                  f'tells the true pair from {m:.10g} others.', 'the energy term has not learned', loss=loss, m=m)
     if e_pos is not None and e_neg is not None and e_pos >= e_neg:
-        yield say('R21', 'warn', f'E_pos = {e_pos:.4g} >= E_neg = {e_neg:.4g}: true pairs get no lower energy than false ones.', 'the energies are the wrong way round',
-                  'Check the sign of the energy and which of the pairs is called positive.', e_pos=e_pos, e_neg=e_neg)
+        yield say('R21', 'warn', f'E_pos = {e_pos:.4g} >= E_neg = {e_neg:.4g}: true pairs get no lower energy than false ones.',
+                  'the energies are the wrong way round', e_pos=e_pos, e_neg=e_neg)
     name, s, g = logged(log, r'(.*/)?(grad_policy_from_energy|policy_grad_from_energy)')
-    if name and (g != 0).any():
+    if (g != 0).any():
         at = s[np.flatnonzero(g)[0]]
-        yield say('R21', 'critical', f'The energy loss reaches the policy: {clean(name)} is {np.abs(g).max():.3g} at most and not 0 first at {log.unit} {at:.10g}.',
-                  'the energy loss leaks into the policy', 'Detach the policy\'s output before the energy term, and test that its gradient is exactly 0.', first=at, most=np.abs(g).max())
+        yield say('R21', 'critical', f'The energy loss reaches the policy: {name} is at most {np.abs(g).max():.3g}, and not 0 first at '
+                  f'{log.at(at)}.', 'the energy loss leaks into the policy',
+                  'Detach what the policy gives to the energy term, and test that this gradient is exactly 0.', first=at)
 
 
 def r22(log, known):
     """A penalty that is spent after a few steps makes the first value look like learning: 100 x a variance that is 0.01 short."""
     latent = any('latent_action' in n for n in log.columns) or 'latent_action' in os.path.basename(log.path)
     if latent and len(log.x) and log.s[0] <= 1 and 1 <= log.x[0] <= 2 and np.median(log.x) < 0.5:
-        yield say('R22', 'info', f'Composite loss: up to 1.0 of the first value {digits(log.x[0])} may be a variance penalty of 100 x 0.01, so the fall to {digits(log.x[-1])} is not all '
-                  f'reconstruction; {max(0.0, log.x[0] - 1):.4f} would be left.', first=log.x[0], penalty=1.0)
+        yield say('R22', 'info', f'Composite loss: up to 1.0 of the first value {digits(log.x[0])} may be a variance penalty of 100 x 0.01, '
+                  f'so the fall to {digits(log.x[-1])} is not all reconstruction.', first=log.x[0], penalty=1.0)
 
 
 def r23(log, known):
@@ -921,19 +940,20 @@ def r23(log, known):
         yield say('R23', 'info', 'No validation column: the log cannot tell learning from learning by heart.')
 
 
-RULES = [r00, r01, r02, r03, r04, r05, r06, r07, r08, r09, r10, r11, r12, r14, r15, r16, r17, r19, r20, r21, r22, r23]     # R13, R18: below
+RULES = [r00, r01, r02, r03, r04, r05, r06, r07, r08, r09, r10, r11, r12, r14, r15, r16, r17, r19, r20, r21, r22, r23]
 
 
 def examine(log, known):
-    """All findings on one log. What several rules need is computed first."""
+    """All findings on one log. What several rules need is computed first; r13 wants two logs and r18 checkpoints."""
     log.k = divisor(log, known)
-    series = {n: log.columns[n] for n in log.columns if n == log.loss_name or n in known.weights or 'loss' in n and not re.fullmatch(HELD_OUT, n)}
-    log.regimes = {n: found for n, x in sorted(series.items()) for found in [regimes(x[np.isfinite(x)])] if found}
+    terms = [n for n in sorted(log.columns) if n == log.loss_name or n in known.weights or 'loss' in n and not re.fullmatch(HELD_OUT, n)]
+    found = {n: regimes(log.columns[n][np.isfinite(log.columns[n])]) for n in terms}
+    log.regimes = {n: r for n, r in found.items() if r}
     log.mixed = bool(log.regimes)
-    log.turned = None if log.mixed else turn(log.x)           # x1.3 is the ratio of this project's own guard
+    log.turned = None if log.mixed else turn(log.s, log.x)
     means = [m for _, _, m in log.windows]
     log.diverging = not log.mixed and len(means) >= 4 and min(means) > 0 and means[-1] > 1.1 * means[0] and spearman(means) >= 0.8
-    log.rising = log.diverging or log.turned is not None and log.turned['ratio'] >= 1.3
+    log.rising = log.diverging or bool(log.turned) and log.turned['ratio'] >= 1.3         # the ratio of this project's own guard
     log.z = spikes(log.x) if len(log.x) >= 5 else None
     log.spikes = events(log.z[2]) if log.z else []
     return [f for rule in RULES for f in rule(log, known)]
@@ -987,7 +1007,7 @@ def foreign_points(folder):
         if not m:
             continue
         path = folder if name == here else os.path.join(folder, name)
-        faults = [content_fault(os.path.join(path, f'{part}.pt'), f'{part}.pt') for part in ('model_state_dict', 'optim_state_dict', 'state')]
+        faults = [content_fault(os.path.join(path, part), part) for part in ('model_state_dict.pt', 'optim_state_dict.pt', 'state.pt')]
         found.append(point(clean(m[1], 40), int(m[2]), name, next((f for f in faults if f), '')))
     return found
 
@@ -1017,11 +1037,13 @@ def told_by(folder, points, known):
     cross-entropy), the number of actions, the length of the run. A dynamics run that saved none has its tokenizer beside it."""
     whole = lambda v: v if type(v) is int and 1 < v < 10 ** 12 else None
     product = lambda v: whole(math.prod(v)) if isinstance(v, (tuple, list)) and len(v) < 20 and all(whole(n) for n in v) else None
-    newest = lambda points: next((p.content for p in sorted(points, key=lambda p: -p.step) if p.content and not p.fault), dict(model_args={}, config={}))
-    args, config = newest(points)['model_args'], newest(points)['config']
+    valid = lambda points: [p.content for p in sorted(points, key=lambda p: -p.step) if p.content and not p.fault]
+    args, config = [(c['model_args'], c['config']) for c in [*valid(points), dict(model_args={}, config={})]][0]
     folder, vocab = os.path.abspath(folder), ()
     if os.path.basename(folder) == 'dynamics':
-        size = whole(args.get('vocab_size')) or product(newest(own_points(os.path.join(os.path.dirname(folder), 'tokenizer')))['model_args'].get('levels'))
+        size = whole(args.get('vocab_size'))
+        for tokenizer in [] if size or known.vocab else valid(own_points(os.path.join(os.path.dirname(folder), 'tokenizer')))[:1]:
+            size = product(tokenizer['model_args'].get('levels'))
         vocab = known.vocab or (size,) * bool(size)
     return SimpleNamespace(vocab=vocab, n_actions=known.n_actions or whole(args.get('n_actions')) or product(args.get('action_levels')),
                            total=known.total or whole(config.get('max_iters')), weights=known.weights)
@@ -1084,9 +1106,9 @@ def print_findings(findings):
         if name:
             print(f'--- {name}')
         for f in sorted((f for f in findings if f['log'] == name), key=lambda f: (max(1, SEVERITIES.index(f['severity'])), f['rule'])):
-            print(textwrap.fill(f['text'], 100, initial_indent=f'{f["rule"]} {f["severity"]:<9}', subsequent_indent=' ' * 13, break_on_hyphens=False))
-            if f['action']:
-                print(textwrap.fill(f['action'], 100, initial_indent=' ' * 10 + '-> ', subsequent_indent=' ' * 13, break_on_hyphens=False))
+            for start, text in ((f'{f["rule"]} {f["severity"]:<9}', f['text']), (' ' * 10 + '-> ', f['action'])):
+                if text:
+                    print(textwrap.fill(text, 100, initial_indent=start, subsequent_indent=' ' * 13, break_on_hyphens=False))
 
 
 class Parser(argparse.ArgumentParser):
@@ -1117,7 +1139,7 @@ def collect(paths, known):
     """What stands at the paths: (logs with what is known about each, checkpoint groups, sentences about what cannot be read)."""
     logs, groups, unreadable = [], [], []
 
-    def add_log(path, known, points=None, given=False):
+    def add_log(path, known, points=(), given=False):
         try:
             log = read_log(path, *read_columns(path))
             log.checkpoints, log.given = points, given
@@ -1159,7 +1181,7 @@ def collect(paths, known):
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('paths', nargs='+', metavar='LOG or CHECKPOINT_DIR')
-    parser.add_argument('--vocab', type=whole_numbers, default=(), help='how many tokens the cross-entropy chooses from; several: --vocab=65536,8192')
+    parser.add_argument('--vocab', type=whole_numbers, default=(), help='how many tokens the cross-entropy chooses from: N or N,N')
     parser.add_argument('--total', type=whole_number, help='steps of the whole run, for the time left')
     parser.add_argument('--n_actions', type=whole_number, help='how many actions there are')
     parser.add_argument('--weights', type=weights, default={}, help='weights of the terms of the loss: closs:1,loss_ct:10')
@@ -1178,7 +1200,7 @@ def main(argv=None):
             tables[f'checkpoints {points[0].group}'] = [dict(name=p.name, step=p.step, fault=p.fault) for p in points]
         given = [log for log, _ in logs if log.given]
         for a, b in zip(given, given[1:]):
-            findings += [dict(f, log=f'{a.name} and {b.name}') for f in compare(a, b)]
+            findings += [dict(f, log=f'{a.name} and {b.name}') for f in r13(a, b)]
         severity, headline = conclude(findings)
         if args.plot and logs:
             try:
@@ -1270,7 +1292,7 @@ def plot(log, known, headline, path):
             draw.line([(a, py(chance)), (a + 8, py(chance))], red, 2)
         words = f'chance, ln {known.vocab[0]}' + (f' / {log.k}' if log.k > 1 else '') + f' = {chance:.3f}'
         draw.text((right - 6, py(chance) - 5), words, red, font, anchor='rb', stroke_width=3, stroke_fill='white')
-    flags = [(log.s[log.turned['row']], 'turned')] if log.turned else []
+    flags = [(log.turned['at'], 'turned')] if log.turned else []
     flags += [(log.s[a], 'spike') for a, _ in log.spikes[:40]]
     flags += [(log.step[i], 'not finite') for i in np.flatnonzero(np.isinf(log.loss))[:1]]
     used = -1e9

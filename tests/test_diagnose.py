@@ -205,7 +205,7 @@ def test_pixels_worse_than_grey(tmp_path):
 
 
 def state(**changes):
-    ckpt = dict(stage='dynamics', iter=1, config=dict(max_iters=7000), model_args=dict(vocab_size=1024, n_actions=8), model={'w': torch.ones(8, 8)},
+    ckpt = dict(stage='dynamics', iter=1, config=dict(max_iters=8000), model_args=dict(vocab_size=1024, n_actions=8), model={'w': torch.ones(8, 8)},
                 optimizer=[dict(state={0: dict(step=1.0, m=torch.ones(8, 8))}, param_groups=[])], guard={}, metrics={}, data_id='d', parents=None)
     return {**ckpt, **changes}
 
@@ -223,7 +223,7 @@ def test_a_folder_of_this_project(tmp_path, logs):
     folder = stage_folder(tmp_path, logs)
     code, text, _ = run(folder)
     assert code == 0 and 'All 3 checkpoints (dynamics) are valid, the newest is of step 7000' in text
-    assert 'ln 1024' in text and 'equally used actions of 8' in text and '0 of 7000 steps left' in text
+    assert 'ln 1024' in text and 'equally used actions of 8' in text and '1000 of 8000 steps left' in text
     assert run(folder.parent)[:2] == (code, text)
 
 
@@ -506,7 +506,7 @@ def lines(*rows):
 
 ODD = {
     'empty.csv': ('', 3, 'empty'), 'only_names.csv': ('step,loss\n', 3, 'no numbers'), 'no_names.csv': ('1,2\n3,4\n', 3, 'no line of column'),
-    'one_row.csv': (lines('1,2'), 0, 'one row'), 'constant.csv': (lines(*(f'{i},3' for i in range(99))), 0, 'flat'),
+    'one_row.csv': (lines('1,2'), 0, 'too few rows'), 'constant.csv': (lines(*(f'{i},3' for i in range(99))), 0, 'flat'),
     'all_nan.csv': (lines(*(f'{i},nan' for i in range(99))), 2, 'NaN'), 'overflow.csv': (lines(*(f'{i},1e400' for i in range(99))), 2, 'infinite'),
     'no_loss.csv': ('step,lr\n1,2\n2,3\n', 3, 'found no column of'), 'no_step.csv': ('loss\n' + '\n'.join(str(9 - i / 30) for i in range(99)), 0, 'falling'),
     'binary.csv': (bytes(range(256)) * 20, 3, 'binary'), 'picture.csv': (b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + bytes(99), 3, 'PNG'),
