@@ -1167,8 +1167,11 @@ def collect(paths, known):
                 groups.append(([p for p in points if p.group == group], None))
             if not stages and not points:
                 unreadable.append(f'{clean(path)}: found a folder without log.csv, ckpt_*.pt, stages or NAME_step_N folders')
-        except OSError as e:
-            unreadable.append(f'{clean(path)}: cannot be read: {e.strerror}')
+        except (OSError, ImportError) as e:                   # ImportError: torch is wanted for checkpoints only
+            unreadable.append(f'{clean(path)}: cannot be read: {clean(e, 200)}')
+    names = [log.name for log, _ in logs]
+    for log, _ in logs:
+        log.name = log.name if names.count(log.name) == 1 else clean(log.path)
     lone = [log for log, _ in logs if log.given]
     if len(lone) == 1:                                        # one log and checkpoints without one: they belong together
         for i, (points, log) in enumerate(groups):
@@ -1205,7 +1208,7 @@ def main(argv=None):
         if args.plot and logs:
             try:
                 plot(*logs[0], headline, args.plot)
-            except (OSError, ValueError) as e:                # ValueError: an ending that pillow does not know
+            except (OSError, ValueError, ImportError) as e:
                 unreadable.append(f'{clean(args.plot)}: the picture cannot be written: {clean(e, 200)}')
     if args.json:
         report = dict(verdict=severity, headline=headline, findings=findings, tables=tables, unreadable=unreadable)
@@ -1251,7 +1254,7 @@ def plot(log, known, headline, path):
     if chance and low / 30 < chance < high * 30:
         low, high = min(low, chance), max(high, chance)
     log_scale = low > 0 and high / low >= 10
-    pad = (high / low) ** 0.06 if log_scale else 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    pad = (high / low) ** 0.06 if log_scale else 0.06 * (high - low) if high - low > 1e-9 * abs(high) else 0.5 * abs(high) or 1.0
     low, high = (low / pad, high * pad) if log_scale else (low - pad, high + pad)
     span = (s[-1] - s[0]) or 1.0
     px = lambda v: left + (v - s[0]) / span * (right - left)
@@ -1316,4 +1319,8 @@ def plot(log, known, headline, path):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.stdout.reconfigure(errors='replace')                  # a name that this terminal cannot show is no reason to stop
+    try:
+        sys.exit(main())
+    except BrokenPipeError:                                   # python diagnose.py LOG | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -431,6 +431,14 @@ def test_two_step_logs(tmp_path):
     assert 'disagree' in finding(report(*paths)[1], 'R13')['text']
 
 
+def test_two_logs_of_one_name(tmp_path):
+    for name, log in (('a', falling()), ('b', {**falling(), 'loss': np.linspace(2, 9, 200)})):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / 'log.csv', log)
+    code, found = report(tmp_path / 'a' / 'log.csv', tmp_path / 'b' / 'log.csv')
+    assert code == 2 and {f['log'][-9:] for f in found['findings'] if f['rule'] == 'R03'} == {'a/log.csv', 'b/log.csv'}
+
+
 def test_actions_against_the_median_action(tmp_path):
     log = {**falling(), 'action_l1': np.full(200, 0.13), 'median_action_l1': np.full(200, 0.14)}
     assert severities(log, tmp_path)[0]['R16']['severity'] == 'critical'
@@ -654,6 +662,9 @@ def test_plot(logs, tmp_path):
     for what, colour in dict(loss='#4a86c5', windows='#d9730d', chance='#c4162a', lr='#6aa96a', flagged='#8757b3').items():
         assert count(colour) > 300, what
     assert run(write_csv(tmp_path / 'log.csv', falling()), f'--plot={tmp_path}/no/such/folder/p.png')[0] == 3
+    for odd in (dict(step=[1], loss=[2]), dict(step=[0, 1e90], loss=[1, 1e99]), dict(step=[5, 5, 5], loss=[3, 3, 3]), dict(step=[1e18, 1e18 + 256], loss=[1, 1 + 1e-15]),
+                dict(step=[1, 2, 3], loss=[-1, 0, -1e-99]), dict(step=[1, 2], loss=[0, 0], lr=[1e-99, 1e99])):
+        assert run(write_csv(tmp_path / 'log.csv', odd), f'--plot={path}')[0] in (0, 1, 2), odd
 
 
 def test_torch_and_pillow_are_imported_only_when_needed(logs):
