@@ -29,6 +29,7 @@ from tqdm import tqdm
 import checkpoint
 import configurator
 import data
+import diagnose
 from model import Dynamics, DynamicsConfig, load_stage
 
 # -----------------------------------------------------------------------------
@@ -566,6 +567,7 @@ elif master_process:
         wandb.finish()
     if not code:
         print(f'{stage}: {reason}')
+    print(diagnose.verdict(log_path, round(math.exp(chance)) if chance else None, max_iters, getattr(raw_model, 'n_actions', None)))
 if ddp:
     del model                                               # its threads outlive the group, and may abort the exit
     dist.destroy_process_group()

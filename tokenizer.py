@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import checkpoint
 import configurator
 import data
+import diagnose
 from model import Tokenizer, TokenizerConfig
 
 # -----------------------------------------------------------------------------
@@ -484,6 +485,7 @@ elif master_process:
         wandb.finish()
     if not code:
         print(f'{stage}: {reason}')
+    print(diagnose.verdict(log_path, round(math.exp(chance)) if chance else None, max_iters, getattr(raw_model, 'n_actions', None)))
 if ddp:
     del model                                               # its threads outlive the group, and may abort the exit
     dist.destroy_process_group()
