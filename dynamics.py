@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 import checkpoint
 import configurator
@@ -160,40 +159,46 @@ if action_source == 'labels' and (recording.actions is None or recording.actions
     configurator.stop(3, f'{dataset}: action_source=labels needs whole-number "actions" in the file, and frame_stride=1\n'
                          'use --action_source=latent')
 n_actions = labeller.n_actions if action_source == 'latent' else int(recording.actions.max()) + 1 if action_source == 'labels' else 1
-frames, dataset_id = data.to_device(recording, device), recording.data_id
+frames, dataset_id = data.to_device(recording.frames, device), recording.data_id
 
 @torch.no_grad()
-def encode_all():
-    """Tokens of every frame (F,N) and the action that follows it (F,), once for the whole training; ranks share the work.
-    (An action across a cut, or after the end, is nonsense; no window holds one.)"""
-    n, step = len(frames), 64
-    tokens = torch.zeros(n, tokenizer.n_tokens, dtype=torch.int32, device=device)
-    actions = torch.zeros(n, dtype=torch.int32, device=device)
-    for i in tqdm(range(rank * step, n, step * world_size), 'encoding', leave=False, disable=not master_process or None):
-        picks = np.arange(i, min(i + step, n))
-        with ctx:
-            tokens[picks] = tokenizer.encode(data.clips(frames, picks, 1, 1, device))[:, 0].int()
-            if action_source == 'latent':
-                pairs = data.clips(frames, np.minimum(picks, n - 1 - frame_stride), 2, frame_stride, device)
-                actions[picks] = labeller.encode(pairs)[:, 0].int()
-    for x in (tokens, actions) if ddp else ():
-        dist.all_reduce(x)
-    if action_source == 'labels':
-        actions = torch.from_numpy(recording.actions).int().to(device)
-    return tokens, actions
+def tokens_of(picks):
+    """Frames (n,) -> their tokens (n,N)."""
+    with ctx:
+        return tokenizer.encode(data.clips(frames, picks, 1, 1, device))[:, 0].cpu().numpy().astype(token_type)
 
-all_tokens, all_actions = encode_all()
+@torch.no_grad()
+def actions_of(picks):
+    """Frames (n,) -> the action that follows each. (Across a cut, or after the end, it is nonsense; no window holds one.)"""
+    with ctx:
+        pairs = data.clips(frames, np.minimum(picks, len(frames) - 1 - frame_stride), 2, frame_stride, device)
+        return labeller.encode(pairs)[:, 0].cpu().numpy().astype(np.int32)
+
+def once(name, compute, *key):
+    """What compute says of every frame: asked once, by all ranks, and found in out_dir/cache by later runs with the same key."""
+    path = os.path.join(out_dir, 'cache', f'{name}_{configurator.number(dataset_id, dtype, *map(str, key)):015x}.npy')
+    try:
+        return data.cached(path, len(frames), compute, rank, world_size, dist.barrier if ddp else None)
+    except data.DataError as e:
+        configurator.stop(e.exit_code, e)
+
+token_type = np.int16 if tokenizer.vocab_size <= 2 ** 15 else np.int32
+tokens_cache = once('tokens', tokens_of, parents['tokenizer'])
+actions_cache = once('actions', actions_of, parents['latent_actions'], frame_stride) if action_source == 'latent' else \
+    recording.actions.astype(np.int32) if action_source == 'labels' else np.zeros(len(frames), np.int32)
+all_tokens, all_actions = (data.to_device(x, device) for x in (tokens_cache, actions_cache))
 
 def gather(picks, length):
     """tokens (B,length,N) and actions (B,length-1) of the windows that start at picks."""
-    index = torch.from_numpy(picks)[:, None].to(device) + torch.arange(length, device=device) * frame_stride
-    tokens = all_tokens[index].long()
+    index = picks[:, None] + np.arange(length) * frame_stride
     if tokenizer.config.temporal:                           # its tokens depend on the frames before: nothing to look up
         with torch.no_grad(), ctx:
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
-    return tokens, all_actions[index[:, :-1]].long()
+    else:
+        tokens = data.rows(all_tokens, index, device).long()
+    return tokens, data.rows(all_actions, index[:, :-1], device).long()
 
-changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1).cpu().numpy()    # tokens, from each frame to the next
+changes = (tokens_cache[frame_stride:] != tokens_cache[:-frame_stride]).sum(1)      # tokens, from each frame to the next
 new_scene = starts['train'][changes[starts['train'] + (seq_len - 2) * frame_stride] > tokenizer.n_tokens / 2]
 
 def get_batch(split, it, micro_step):
@@ -217,7 +222,7 @@ def name_actions():
         t = data.windows(recording, 'train', 2)
         t = t[changes[t] > 0]
         counts = np.zeros((n_actions, int(recording.actions.max()) + 1), int)
-        np.add.at(counts, (all_actions[t].cpu().numpy(), recording.actions[t]), 1)
+        np.add.at(counts, (actions_cache[t], recording.actions[t]), 1)
         words = recording.action_names or [str(i) for i in range(counts.shape[1])]
         used = []
         for action in counts.max(1).argsort()[::-1]:

@@ -140,7 +140,7 @@ except data.DataError as e:
 finally:
     if ddp and master_process:
         dist.barrier()
-frames, dataset_id = data.to_device(recording, device), recording.data_id
+frames, dataset_id = data.to_device(recording.frames, device), recording.data_id
 
 def get_batch(split, it, micro_step):
     """(clip,) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
