@@ -337,6 +337,32 @@ def weights(ckpt):
     """The state dict to use a model with: the averaged weights where the stage keeps them."""
     return ckpt['model'] if ckpt.get('ema') is None else ckpt['ema']
 
+# with fsdp each rank holds a part of every tensor; a checkpoint holds the whole, and is the same file with fsdp and without
+
+def whole(state):
+    """A state dict with the tensors that are shared out over the ranks (DTensor) put together; all ranks must call it."""
+    if isinstance(state, dict):
+        return {k: whole(v) for k, v in state.items()}
+    if isinstance(state, list):
+        return [whole(v) for v in state]
+    return state.full_tensor().cpu() if hasattr(state, 'full_tensor') else state
+
+def shared_as(tensor, like):
+    """The part of a whole tensor that this rank holds of `like`; the tensor itself where that is not shared out."""
+    if not hasattr(like, 'device_mesh') or like.shape != getattr(tensor, 'shape', None):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor # two seconds
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+def load_weights(model, weights):
+    own = model.state_dict()
+    model.load_state_dict({name: shared_as(t, own.get(name)) for name, t in weights.items()})
+
+def load_optimizer(optimizer, state):
+    params = [p for group in optimizer.param_groups for p in group['params']]
+    moments = {i: {k: shared_as(t, params[i]) for k, t in s.items()} for i, s in state['state'].items()}
+    optimizer.load_state_dict({**state, 'state': moments})
+
 def weights_id(state_dict):
     """16 hex digits over names, dtypes, shapes and bytes: says which weights a later stage was trained on."""
     h = hashlib.sha256()

@@ -413,30 +413,75 @@ def draw(starts, batch_size, *key):
     return starts[np.random.default_rng([len(key), *key]).integers(len(starts), size=batch_size)]
 
 
-def to_device(dataset, device):
-    """The frames as a uint8 tensor on the GPU if they take less than half of its free memory, else as they are."""
+def to_device(array, device):
+    """A memory-mapped array as a tensor on the GPU if it takes less than half of the free memory there, else as it is."""
     import torch
-    if torch.device(device).type != 'cuda' or dataset.frames.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return dataset.frames
-    out = torch.empty(dataset.frames.shape, dtype=torch.uint8, device=device)
+    if torch.device(device).type != 'cuda' or array.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return array
+    out = torch.empty(array.shape, dtype=torch.from_numpy(np.array(array[:1])).dtype, device=device)
     for a in range(0, len(out), 1024):
-        out[a:a + 1024] = torch.from_numpy(np.array(dataset.frames[a:a + 1024])).to(device)
+        out[a:a + 1024] = torch.from_numpy(np.array(array[a:a + 1024])).to(device)
     return out
 
 
-def clips(frames, starts, seq_len, frame_stride, device):
-    """frames (N,H,W,3) uint8, in memory-mapped numpy or a tensor on the device; starts (B,) -> (B,T,C,H,W) float32 in
-    [-1,1] on the device. Bytes cross to the device, not floats: a quarter of the traffic."""
+def rows(array, index, device):
+    """array[index] as a tensor on the device; array: what to_device returns, index: whole numbers of any shape."""
     import torch
-    index = np.asarray(starts)[:, None] + frame_stride * np.arange(seq_len)                  # (B,T)
-    if isinstance(frames, torch.Tensor):
-        x = frames[torch.from_numpy(index).to(frames.device)]
-    else:
-        x = torch.from_numpy(frames[index])
-        if torch.device(device).type == 'cuda':
-            x = x.pin_memory()                                        # so that the copy does not wait for the GPU
-    x = x.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)        # (B,T,H,W,C) -> (B,T,C,H,W)
+    if isinstance(array, torch.Tensor):
+        return array[torch.from_numpy(index).to(array.device)]
+    x = torch.from_numpy(array[index])
+    if torch.device(device).type == 'cuda':
+        x = x.pin_memory()                                            # so that the copy does not wait for the GPU
+    return x.to(device, non_blocking=True)
+
+
+def clips(frames, starts, seq_len, frame_stride, device):
+    """frames (N,H,W,3) uint8, as to_device returns them; starts (B,) -> (B,T,C,H,W) float32 in [-1,1] on the device.
+    Bytes cross to the device, not floats: a quarter of the traffic."""
+    import torch
+    x = rows(frames, np.asarray(starts)[:, None] + frame_stride * np.arange(seq_len), device).permute(0, 1, 4, 2, 3)
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+# -----------------------------------------------------------------------------
+# what is computed from a dataset once
+
+
+def cached(path, n, compute, rank=0, world_size=1, barrier=None):
+    """The rows 0 to n - 1 of something, memory-mapped from the file `path`, which is made if it does not exist.
+
+    compute(picks) -> numpy array (len(picks), ...), for 64 rows at a time. Parts of 1024 rows are files of their own at first,
+    shared out among the ranks: a process that is killed loses one of them. path must name all that the rows depend on: other files
+    in its folder with the same word before the '_' are of the past and removed. Raises DiskError; DataError if the file is damaged.
+    """
+    folder, name = os.path.split(path)
+    parts = [os.path.join(path + '.parts', f'{a:09d}.npy') for a in range(0, n, 1024)]
+    if not os.path.exists(path):
+        mine = tqdm(parts[rank::world_size], name.split('_')[0], unit_scale=1024, unit=' frames', leave=False, disable=rank > 0 or None)
+        for part in mine:
+            if not os.path.exists(part):
+                a = int(os.path.basename(part)[:-4])
+                picks = np.arange(a, min(a + 1024, n))
+                with replacing(part) as tmp, open(tmp, 'wb') as f:
+                    np.save(f, np.concatenate([compute(picks[i:i + 64]) for i in range(0, len(picks), 64)]))
+        if barrier:
+            barrier()
+        if rank == 0:
+            first = np.load(parts[0], allow_pickle=False)
+            with replacing(path) as tmp, open(tmp, 'wb') as f:
+                np.lib.format.write_array_header_1_0(f, dict(descr=first.dtype.str, fortran_order=False, shape=(n, *first.shape[1:])))
+                for part in parts:
+                    f.write(np.load(part, allow_pickle=False).tobytes())
+            for old in os.listdir(folder):
+                if old.split('_')[0] == name.split('_')[0] and old != name:
+                    old = os.path.join(folder, old)
+                    shutil.rmtree(old) if os.path.isdir(old) else os.remove(old)
+        if barrier:
+            barrier()
+    try:
+        return np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError) as e:
+        raise DataError(f'{path}: found a damaged file ({one_line(e)}), expected an array\n  cure: remove it; it is made again') from e
 
 
 # -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ samples/*.png (truth above, imagination below). `python dynamics.py --help` list
 """
 import csv
 import datetime
+import functools
 import math
 import os
 import signal
@@ -24,13 +25,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
+from torch.utils.checkpoint import checkpoint as recompute
 
 import checkpoint
 import configurator
 import data
 import diagnose
-from model import Dynamics, DynamicsConfig, load_stage
+from model import Block, Dynamics, DynamicsConfig, load_stage
 
 # -----------------------------------------------------------------------------
 # config: the defaults are for the built-in game on two CPU cores
@@ -78,6 +79,8 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 compile = False                   # torch.compile; on a CPU it needs a C++ compiler
+activation_checkpointing = False  # compute what is inside the blocks twice instead of keeping it for the backward pass
+fsdp = False                      # share out weights and optimizer over the ranks (FSDP2): for models beyond one card
 ddp_timeout = 300                 # seconds that a rank waits for the others
 config = configurator.apply(__file__, globals())
 stage = 'dynamics'
@@ -101,6 +104,9 @@ if total_batch_size % (device_batch_size * world_size):
     configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
                          f'found {device_batch_size} * {world_size}; change one of them')
 grad_accum_steps = total_batch_size // (device_batch_size * world_size)
+if fsdp and (not ddp or ema_decay):
+    configurator.stop(2, f'config: fsdp=True: found {world_size} processes and ema_decay={ema_decay}\n'
+                         'expected to be started by torchrun, and ema_decay=0.0; or use --fsdp=False')
 if device_type == 'cpu':
     torch.set_flush_denormal(True)                          # numbers next to zero are slow
     if ddp:
@@ -161,40 +167,46 @@ if action_source == 'labels' and (recording.actions is None or recording.actions
     configurator.stop(3, f'{dataset}: action_source=labels needs whole-number "actions" in the file, and frame_stride=1\n'
                          'use --action_source=latent')
 n_actions = labeller.n_actions if action_source == 'latent' else int(recording.actions.max()) + 1 if action_source == 'labels' else 1
-frames, dataset_id = data.to_device(recording, device), recording.data_id
+frames, dataset_id = data.to_device(recording.frames, device), recording.data_id
 
 @torch.no_grad()
-def encode_all():
-    """Tokens of every frame (F,N) and the action that follows it (F,), once for the whole training; ranks share the work.
-    (An action across a cut, or after the end, is nonsense; no window holds one.)"""
-    n, step = len(frames), 64
-    tokens = torch.zeros(n, tokenizer.n_tokens, dtype=torch.int32, device=device)
-    actions = torch.zeros(n, dtype=torch.int32, device=device)
-    for i in tqdm(range(rank * step, n, step * world_size), 'encoding', leave=False, disable=not master_process or None):
-        picks = np.arange(i, min(i + step, n))
-        with ctx:
-            tokens[picks] = tokenizer.encode(data.clips(frames, picks, 1, 1, device))[:, 0].int()
-            if action_source == 'latent':
-                pairs = data.clips(frames, np.minimum(picks, n - 1 - frame_stride), 2, frame_stride, device)
-                actions[picks] = labeller.encode(pairs)[:, 0].int()
-    for x in (tokens, actions) if ddp else ():
-        dist.all_reduce(x)
-    if action_source == 'labels':
-        actions = torch.from_numpy(recording.actions).int().to(device)
-    return tokens, actions
+def tokens_of(picks):
+    """Frames (n,) -> their tokens (n,N)."""
+    with ctx:
+        return tokenizer.encode(data.clips(frames, picks, 1, 1, device))[:, 0].cpu().numpy().astype(token_type)
 
-all_tokens, all_actions = encode_all()
+@torch.no_grad()
+def actions_of(picks):
+    """Frames (n,) -> the action that follows each. (Across a cut, or after the end, it is nonsense; no window holds one.)"""
+    with ctx:
+        pairs = data.clips(frames, np.minimum(picks, len(frames) - 1 - frame_stride), 2, frame_stride, device)
+        return labeller.encode(pairs)[:, 0].cpu().numpy().astype(np.int32)
+
+def once(name, compute, *key):
+    """What compute says of every frame: asked once, by all ranks, and found in out_dir/cache by later runs with the same key."""
+    path = os.path.join(out_dir, 'cache', f'{name}_{configurator.number(dataset_id, dtype, *map(str, key)):015x}.npy')
+    try:
+        return data.cached(path, len(frames), compute, rank, world_size, dist.barrier if ddp else None)
+    except data.DataError as e:
+        configurator.stop(e.exit_code, e)
+
+token_type = np.int16 if tokenizer.vocab_size <= 2 ** 15 else np.int32
+tokens_cache = once('tokens', tokens_of, parents['tokenizer'])
+actions_cache = once('actions', actions_of, parents['latent_actions'], frame_stride) if action_source == 'latent' else \
+    recording.actions.astype(np.int32) if action_source == 'labels' else np.zeros(len(frames), np.int32)
+all_tokens, all_actions = (data.to_device(x, device) for x in (tokens_cache, actions_cache))
 
 def gather(picks, length):
     """tokens (B,length,N) and actions (B,length-1) of the windows that start at picks."""
-    index = torch.from_numpy(picks)[:, None].to(device) + torch.arange(length, device=device) * frame_stride
-    tokens = all_tokens[index].long()
+    index = picks[:, None] + np.arange(length) * frame_stride
     if tokenizer.config.temporal:                           # its tokens depend on the frames before: nothing to look up
         with torch.no_grad(), ctx:
             tokens = tokenizer.encode(data.clips(frames, picks, length, frame_stride, device))
-    return tokens, all_actions[index[:, :-1]].long()
+    else:
+        tokens = data.rows(all_tokens, index, device).long()
+    return tokens, data.rows(all_actions, index[:, :-1], device).long()
 
-changes = (all_tokens[frame_stride:] != all_tokens[:-frame_stride]).sum(1).cpu().numpy()    # tokens, from each frame to the next
+changes = (tokens_cache[frame_stride:] != tokens_cache[:-frame_stride]).sum(1)      # tokens, from each frame to the next
 new_scene = starts['train'][changes[starts['train'] + (seq_len - 2) * frame_stride] > tokenizer.n_tokens / 2]
 
 def get_batch(split, it, micro_step):
@@ -218,7 +230,7 @@ def name_actions():
         t = data.windows(recording, 'train', 2)
         t = t[changes[t] > 0]
         counts = np.zeros((n_actions, int(recording.actions.max()) + 1), int)
-        np.add.at(counts, (all_actions[t].cpu().numpy(), recording.actions[t]), 1)
+        np.add.at(counts, (actions_cache[t], recording.actions[t]), 1)
         words = recording.action_names or [str(i) for i in range(counts.shape[1])]
         used = []
         for action in counts.max(1).argsort()[::-1]:
@@ -238,7 +250,7 @@ chance = math.log(tokenizer.vocab_size)                     # nats: the loss of 
 # picture
 
 @torch.no_grad()
-def picture(path):
+def picture(path, model):
     """What followed a held-out context above, what the model imagines below, with the same actions."""
     length = seq_len - 1 + 8
     try:
@@ -246,9 +258,9 @@ def picture(path):
     except data.DataError:                                  # the held-out episodes are shorter than that
         length, picks = seq_len, data.draw(starts['val'], 4, seed)
     tokens, actions = gather(picks, length)
-    eval_model.eval()
+    model.eval()
     with ctx:
-        dream = eval_model.generate(tokens[:, :seq_len - 1], actions, maskgit_steps, temperature, torch.Generator(device).manual_seed(seed))
+        dream = model.generate(tokens[:, :seq_len - 1], actions, maskgit_steps, temperature, torch.Generator(device).manual_seed(seed))
         clip, dream = data.clips(frames, picks, length, frame_stride, device), tokenizer.decode(dream)
     raw_model.train()
     rows = [data.to_uint8(x[i]) for i in range(len(picks)) for x in (clip, dream)]
@@ -282,6 +294,12 @@ if init_from == 'resume':
     if master_process:
         print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
 
+blocks = [m for m in model.modules() if isinstance(m, Block)]
+n_parameters = sum(p.numel() for p in model.parameters())
+if fsdp:
+    from torch.distributed.fsdp import fully_shard          # two seconds
+    for m in (*blocks, model):                              # a block's weights are gathered when it is their turn
+        fully_shard(m)
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]
 optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)]
@@ -293,15 +311,18 @@ raw_model, eval_model = model, ema.module if ema else model
 
 def restore(ckpt):
     """Weights, optimizer and guard as they were; the learning rate is a function of the iteration and not restored."""
-    raw_model.load_state_dict(ckpt['model'])
+    checkpoint.load_weights(raw_model, ckpt['model'])
     for o, state in zip(optimizers, ckpt['optimizer']):
-        o.load_state_dict(state)
+        checkpoint.load_optimizer(o, state)
     scaler.load_state_dict(ckpt['scaler'])
     guard.update(ckpt['guard'])
     if ema:
         ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
         ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
 
+if activation_checkpointing:
+    for m in blocks:
+        m.forward = functools.partial(recompute, m.forward, use_reentrant=False)
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
     problem = ''
@@ -319,7 +340,7 @@ if compile:
 if ckpt:                                                    # after that trial, which may have moved running statistics
     restore(ckpt)
     del ckpt                                                # frees the memory
-if ddp:
+if ddp and not fsdp:
     model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
@@ -382,7 +403,6 @@ def worse(val_loss):
 # training loop
 
 log_path = os.path.join(run_dir, 'log.csv')
-n_parameters = sum(p.numel() for p in raw_model.parameters())
 need = 4 * 12 * n_parameters                                # bytes: four checkpoints, each weights and two moments in float32
 if master_process and not dry_run:
     try:
@@ -422,8 +442,11 @@ while it < max_iters and not state:
     for micro_step in range(grad_accum_steps):
         batch = get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)      # after a rollback: other batches
         torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
-        if ddp:
-            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+        last = micro_step == grad_accum_steps - 1           # gradients meet once an update
+        if fsdp:
+            model.set_requires_gradient_sync(last)
+        elif ddp:
+            model.require_backward_grad_sync = last
         with ctx:
             loss, metrics = model(*batch)
         loss = checkpoint.fault(it, loss, raw_model)        # for the tests
@@ -431,7 +454,8 @@ while it < max_iters and not state:
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
     for o in optimizers:
         scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf).item()    # waits for the GPU
+    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
+    grad_norm = (grad_norm.full_tensor() if fsdp else grad_norm).item()                 # waits for the GPU
     if math.isfinite(grad_norm):                            # averaged over the ranks, so they all decide the same
         for o in optimizers:
             scaler.step(o)
@@ -472,7 +496,9 @@ while it < max_iters and not state:
     means = np.mean(window, 0).tolist() if window else [math.nan] * len(means)
     row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
     window, val, best = [], {}, False
-    odd = saving and odd_ranks(checkpoint.weights_id(raw_model.state_dict()))
+    if saving:                                              # with fsdp the ranks put them together
+        weights, moments = checkpoint.whole(raw_model.state_dict()), [checkpoint.whole(o.state_dict()) for o in optimizers]
+    odd = saving and odd_ranks(checkpoint.weights_id(weights))
     if odd:                                                 # gradients would be averaged over strangers
         configurator.stop(1, f'{stage}: found other weights on ranks {odd} than on rank 0 at iter {it}, expected the same\n'
                              'nothing was saved; --init_from=resume goes back to the last checkpoint')
@@ -505,14 +531,18 @@ while it < max_iters and not state:
         if master_process:
             try:
                 checkpoint.save(run_dir, dict(
-                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
-                    ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
+                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=weights,
+                    ema=ema.module.state_dict() if ema else None, optimizer=moments,
                     scaler=scaler.state_dict(), guard=dict(guard), metrics={**row, **val}, data_id=dataset_id, parents=parents,
                     **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
                 ), keep_checkpoints, best)
                 checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
                 if evaluating:
-                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
+                    shown = eval_model
+                    if fsdp:                                # whole again, for the master alone
+                        shown = type(raw_model)(raw_model.config).to(device)
+                        shown.load_state_dict(weights)
+                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'), shown)
             except (checkpoint.DiskError, data.DiskError) as e:
                 problem = 1
                 print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)

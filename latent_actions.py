@@ -12,6 +12,7 @@ frames, what followed, and what each action would have done). `python latent_act
 """
 import csv
 import datetime
+import functools
 import math
 import os
 import signal
@@ -24,12 +25,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint as recompute
 
 import checkpoint
 import configurator
 import data
 import diagnose
-from model import LatentActionConfig, LatentActionModel
+from model import Block, LatentActionConfig, LatentActionModel
 
 # -----------------------------------------------------------------------------
 # config: the defaults are for the built-in game on two CPU cores
@@ -73,6 +75,8 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 compile = False                   # torch.compile; on a CPU it needs a C++ compiler
+activation_checkpointing = False  # compute what is inside the blocks twice instead of keeping it for the backward pass
+fsdp = False                      # share out weights and optimizer over the ranks (FSDP2): for models beyond one card
 ddp_timeout = 300                 # seconds that a rank waits for the others
 config = configurator.apply(__file__, globals())
 stage = 'latent_actions'
@@ -96,6 +100,9 @@ if total_batch_size % (device_batch_size * world_size):
     configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
                          f'found {device_batch_size} * {world_size}; change one of them')
 grad_accum_steps = total_batch_size // (device_batch_size * world_size)
+if fsdp and (not ddp or ema_decay):
+    configurator.stop(2, f'config: fsdp=True: found {world_size} processes and ema_decay={ema_decay}\n'
+                         'expected to be started by torchrun, and ema_decay=0.0; or use --fsdp=False')
 if device_type == 'cpu':
     torch.set_flush_denormal(True)                          # numbers next to zero are slow
     if ddp:
@@ -141,7 +148,7 @@ except data.DataError as e:
 finally:
     if ddp and master_process:
         dist.barrier()
-frames, dataset_id = data.to_device(recording, device), recording.data_id
+frames, dataset_id = data.to_device(recording.frames, device), recording.data_id
 
 def get_batch(split, it, micro_step):
     """(clip,) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
@@ -162,15 +169,15 @@ chance = None                                               # loss of a guess, f
 # picture
 
 @torch.no_grad()
-def picture(path):
+def picture(path, model):
     """Held-out frames, the frames that followed, and one row for each action: what the decoder makes of it."""
     clip = data.clips(frames, data.draw(starts['val'], 8, seed), seq_len, frame_stride, device)
-    eval_model.eval()
+    model.eval()
     rows, labels = [clip[:, 0], clip[:, 1]], ['before', 'after']
     with ctx:
-        for action in range(eval_model.n_actions):
-            codes = eval_model.fsq.codes(torch.full((len(clip), 1), action, device=device))
-            rows.append(eval_model.predict(clip[:, :1], codes)[:, 0].clamp(-1, 1))
+        for action in range(model.n_actions):
+            codes = model.fsq.codes(torch.full((len(clip), 1), action, device=device))
+            rows.append(model.predict(clip[:, :1], codes)[:, 0].clamp(-1, 1))
             labels.append(f'action {action}')
     raw_model.train()
     data.save_png(path, data.grid([data.to_uint8(r) for r in rows], labels=labels))
@@ -203,6 +210,12 @@ if init_from == 'resume':
     if master_process:
         print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
 
+blocks = [m for m in model.modules() if isinstance(m, Block)]
+n_parameters = sum(p.numel() for p in model.parameters())
+if fsdp:
+    from torch.distributed.fsdp import fully_shard          # two seconds
+    for m in (*blocks, model):                              # a block's weights are gathered when it is their turn
+        fully_shard(m)
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]
 optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)]
@@ -214,15 +227,18 @@ raw_model, eval_model = model, ema.module if ema else model
 
 def restore(ckpt):
     """Weights, optimizer and guard as they were; the learning rate is a function of the iteration and not restored."""
-    raw_model.load_state_dict(ckpt['model'])
+    checkpoint.load_weights(raw_model, ckpt['model'])
     for o, state in zip(optimizers, ckpt['optimizer']):
-        o.load_state_dict(state)
+        checkpoint.load_optimizer(o, state)
     scaler.load_state_dict(ckpt['scaler'])
     guard.update(ckpt['guard'])
     if ema:
         ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
         ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
 
+if activation_checkpointing:
+    for m in blocks:
+        m.forward = functools.partial(recompute, m.forward, use_reentrant=False)
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
     problem = ''
@@ -240,7 +256,7 @@ if compile:
 if ckpt:                                                    # after that trial, which may have moved running statistics
     restore(ckpt)
     del ckpt                                                # frees the memory
-if ddp:
+if ddp and not fsdp:
     model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
@@ -303,7 +319,6 @@ def worse(val_loss):
 # training loop
 
 log_path = os.path.join(run_dir, 'log.csv')
-n_parameters = sum(p.numel() for p in raw_model.parameters())
 need = 4 * 12 * n_parameters                                # bytes: four checkpoints, each weights and two moments in float32
 if master_process and not dry_run:
     try:
@@ -343,8 +358,11 @@ while it < max_iters and not state:
     for micro_step in range(grad_accum_steps):
         batch = get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)      # after a rollback: other batches
         torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
-        if ddp:
-            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+        last = micro_step == grad_accum_steps - 1           # gradients meet once an update
+        if fsdp:
+            model.set_requires_gradient_sync(last)
+        elif ddp:
+            model.require_backward_grad_sync = last
         with ctx:
             loss, metrics = model(*batch)
         loss = checkpoint.fault(it, loss, raw_model)        # for the tests
@@ -352,7 +370,8 @@ while it < max_iters and not state:
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
     for o in optimizers:
         scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf).item()    # waits for the GPU
+    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
+    grad_norm = (grad_norm.full_tensor() if fsdp else grad_norm).item()                 # waits for the GPU
     if math.isfinite(grad_norm):                            # averaged over the ranks, so they all decide the same
         for o in optimizers:
             scaler.step(o)
@@ -393,7 +412,9 @@ while it < max_iters and not state:
     means = np.mean(window, 0).tolist() if window else [math.nan] * len(means)
     row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
     window, val, best = [], {}, False
-    odd = saving and odd_ranks(checkpoint.weights_id(raw_model.state_dict()))
+    if saving:                                              # with fsdp the ranks put them together
+        weights, moments = checkpoint.whole(raw_model.state_dict()), [checkpoint.whole(o.state_dict()) for o in optimizers]
+    odd = saving and odd_ranks(checkpoint.weights_id(weights))
     if odd:                                                 # gradients would be averaged over strangers
         configurator.stop(1, f'{stage}: found other weights on ranks {odd} than on rank 0 at iter {it}, expected the same\n'
                              'nothing was saved; --init_from=resume goes back to the last checkpoint')
@@ -426,14 +447,18 @@ while it < max_iters and not state:
         if master_process:
             try:
                 checkpoint.save(run_dir, dict(
-                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=raw_model.state_dict(),
-                    ema=ema.module.state_dict() if ema else None, optimizer=[o.state_dict() for o in optimizers],
+                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=weights,
+                    ema=ema.module.state_dict() if ema else None, optimizer=moments,
                     scaler=scaler.state_dict(), guard=dict(guard), metrics={**row, **val}, data_id=dataset_id, parents=parents,
                     **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
                 ), keep_checkpoints, best)
                 checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
                 if evaluating:
-                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'))
+                    shown = eval_model
+                    if fsdp:                                # whole again, for the master alone
+                        shown = type(raw_model)(raw_model.config).to(device)
+                        shown.load_state_dict(weights)
+                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'), shown)
             except (checkpoint.DiskError, data.DiskError) as e:
                 problem = 1
                 print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)

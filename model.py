@@ -436,16 +436,22 @@ class Dynamics(nn.Module):
         """What trunk returns (...,D) -> (...,n_digits,base), float32."""
         return self.head(x).float().unflatten(-1, (self.n_digits, self.base))
 
-    def trunk(self, tokens, actions):
-        """tokens (B,T,N): the past and, last, the new frame with its masks; actions (B,T-1) between them; T = seq_len
-        -> (B,N,D) for the new frame."""
-        c = self.config
-        led_to = F.pad(actions, (1, 0), value=c.n_actions)                           # the first one's is not known
-        age = torch.arange(c.seq_len, device=tokens.device)
-        table = torch.arange(c.seq_len * self.n_digits, device=tokens.device).view(c.seq_len, 1, self.n_digits)
-        rows = torch.where(tokens[..., None] == c.vocab_size, self.base, self.digits(tokens)) + table * (self.base + 1)
-        action = self.actions(led_to + age * (c.n_actions + 1)).sum(1)
-        x = (self.tokens(rows).sum((1, 3)) + action[:, None] + self.pos)[:, None]    # (B,1,N,D)
+    def embed(self, tokens, first=0):
+        """Frames first, first + 1, ... of a clip, tokens (B,n,N) -> the sum of their embeddings (B,N,D)."""
+        table = torch.arange(first * self.n_digits, (first + tokens.size(1)) * self.n_digits, device=tokens.device)
+        rows = torch.where(tokens[..., None] == self.config.vocab_size, self.base, self.digits(tokens))
+        return self.tokens(rows + (table * (self.base + 1)).view(-1, 1, self.n_digits)).sum((1, 3))
+
+    def past(self, tokens, actions):
+        """tokens (B,T-1,N) of the past and the actions (B,T-1), the last of which leads to the new frame; T = seq_len -> (B,N,D),
+        what they say of each patch of the new frame. The same in every MaskGIT step."""
+        led_to = F.pad(actions, (1, 0), value=self.config.n_actions)                 # the first frame's is not known
+        age = torch.arange(led_to.size(1), device=tokens.device)
+        return self.embed(tokens) + self.actions(led_to + age * (self.config.n_actions + 1)).sum(1)[:, None] + self.pos
+
+    def trunk(self, past, frame):
+        """What `past` returns and the new frame's tokens (B,N) with its masks -> (B,N,D)."""
+        x = (past + self.embed(frame[:, None], self.config.seq_len - 1))[:, None]    # (B,1,N,D)
         for block in self.blocks:
             x = block(x)
         return norm(x)[:, 0]
@@ -465,10 +471,10 @@ class Dynamics(nn.Module):
         u = (torch.randperm(B, device=tokens.device) + 0.5) / B
         n_masked = ((0.5 + 0.5 * u) * N).ceil()[:, None]
         mask = torch.rand(B, N, device=tokens.device).argsort(-1) < n_masked
-        frames = torch.cat([past, target.masked_fill(mask, c.vocab_size)[:, None]], 1)
+        frame = target.masked_fill(mask, c.vocab_size)
 
         def loss_under(actions):
-            logits = self.logits(self.trunk(frames, actions)[mask])
+            logits = self.logits(self.trunk(self.past(past, actions), frame)[mask])
             error = F.cross_entropy(logits.flatten(0, 1), self.digits(target[mask]).flatten(), reduction='none')
             error = error.view(-1, self.n_digits).sum(1)                             # nats a token
             if not self.training:
@@ -509,10 +515,11 @@ class Dynamics(nn.Module):
         actions = F.pad(actions, (missing, 0), value=c.n_actions)
         for t in range(tokens.size(1), actions.size(1) + 1):
             window = slice(t - c.seq_len + 1, t)
+            past = self.past(tokens[:, window], actions[:, window])
             frame = torch.full_like(tokens[:, 0], c.vocab_size)
             order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
             for step in range(maskgit_steps):
-                logits = self.logits(self.trunk(torch.cat([tokens[:, window], frame[:, None]], 1), actions[:, window]))
+                logits = self.logits(self.trunk(past, frame))
                 if temperature == 0:
                     guess = logits.argmax(-1)
                 else:

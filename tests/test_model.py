@@ -2,6 +2,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,38 +115,52 @@ def test_a_token_says_what_is_in_its_patch_and_nothing_else():
 # dynamics
 
 
+def look(m, t, actions):
+    """The past and, last, the new frame (B,T,N) -> what the network makes of the new one."""
+    return m.trunk(m.past(t[:, :-1], actions), t[:, -1])
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """watch(m) -> the list of all its looks from then on: past, actions, frame, out."""
+    def watched(m):
+        looks, last, past, trunk = [], {}, m.past, m.trunk
+        monkeypatch.setattr(m, 'past', lambda t, a: last.update(past=t, actions=a) or past(t, a))
+        monkeypatch.setattr(m, 'trunk', lambda p, f: looks.append(SimpleNamespace(**last, frame=f, out=trunk(p, f))) or looks[-1].out)
+        return looks
+    return watched
+
+
 def test_every_frame_action_and_shown_token_reaches_the_output_from_the_first_step():
     m = dynamics(trained=False)
     frames, actions = tokens(), torch.zeros(2, 3, dtype=torch.long)
     frames[:, 3] = 60
-    before = m.head(m.trunk(frames, actions))
+    before = m.head(look(m, frames, actions))
     for x, at in [(frames, (0, i, j)) for i, j in ((0, 5), (1, 5), (2, 5), (3, 5))] + [(actions, (0, i)) for i in range(3)]:
         old, x[at] = x[at].item(), (x[at] + 1) % 4
-        after = m.head(m.trunk(frames, actions))
+        after = m.head(look(m, frames, actions))
         x[at] = old
         assert (before - after)[0].abs().max() > 1e-2 and torch.equal(before[1], after[1]), at
 
 
 def test_the_same_token_or_action_at_another_age_is_another_thing():
     m, t, actions = dynamics(), tokens(), torch.tensor([[0, 1, 2], [2, 0, 1]])
-    before = m.trunk(t, actions)
-    assert (before - m.trunk(t[:, [1, 0, 2, 3]], actions)).abs().max() > 1e-3
-    assert (before - m.trunk(t, actions[:, [1, 0, 2]])).abs().max() > 1e-3
+    before = look(m, t, actions)
+    assert (before - look(m, t[:, [1, 0, 2, 3]], actions)).abs().max() > 1e-3
+    assert (before - look(m, t, actions[:, [1, 0, 2]])).abs().max() > 1e-3
 
 
-def test_loss_is_the_cross_entropy_at_masked_positions_of_the_last_frame(monkeypatch):
+def test_loss_is_the_cross_entropy_at_masked_positions_of_the_last_frame(watch):
     m = dynamics(corrupt=0.0)
-    seen = {}
-    trunk = m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda t, *rest: seen.update(t=t, out=trunk(t, *rest)) or seen['out'])
-    t = tokens()
+    looks, t = watch(m), tokens()
     for mode in (False, True):
         m.train(mode)
         loss, _ = m(t, torch.zeros(2, 3, dtype=torch.long))
-        hidden = seen['t'][:, 3] == 60
-        assert torch.equal(seen['t'][:, :3], t[:, :3]), 'the past is clean'
-        assert torch.equal(seen['t'][:, 3][~hidden], t[:, 3][~hidden])
-        logits = m.head(seen['out'])
+        seen = looks[-1]
+        hidden = seen.frame == 60
+        assert torch.equal(seen.past, t[:, :3]), 'the past is clean'
+        assert torch.equal(seen.frame[~hidden], t[:, 3][~hidden])
+        logits = m.head(seen.out)
         assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits[hidden], t[:, 3][hidden]), rtol=1e-5)
 
 
@@ -168,54 +183,49 @@ def test_a_token_that_changes_alone_pulls_more():
     assert pulls == pytest.approx([1, 1 + 16 / 9, 1 + 16 / 24], rel=1e-3)
 
 
-def test_a_large_vocabulary_is_written_with_two_digits(monkeypatch):
+def test_a_large_vocabulary_is_written_with_two_digits(watch):
     m = dynamics(vocab_size=5000, corrupt=0.0)
     assert (m.n_digits, m.base) == (2, 71) and dynamics(vocab_size=4096).n_digits == 1
     assert m.digits(torch.tensor([0, 70, 71, 4999])).tolist() == [[0, 0], [70, 0], [0, 1], [29, 70]]
     torch.manual_seed(1)
     t, actions = tokens(64, V=5000), torch.zeros(64, 3, dtype=torch.long)
-    met, trunk = [], m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda *a: met.append((a[0], trunk(*a))) or met[-1][1])
+    looks = watch(m)
     loss, _ = m(t, actions)
-    hidden = met[0][0][:, 3] == 5000
-    p = m.head(met[0][1]).view(64, 8, 2, 71).log_softmax(-1)
+    shuffled, seen = looks
+    hidden = seen.frame == 5000
+    p = m.head(seen.out).view(64, 8, 2, 71).log_softmax(-1)
     low, high = t[:, 3] % 71, t[:, 3] // 71
     both = p[..., 0, :].gather(-1, low[..., None]) + p[..., 1, :].gather(-1, high[..., None])
     assert torch.allclose(loss, -both[..., 0][hidden].mean(), rtol=1e-4)
     out = m.generate(t[:, :3], actions, 1, temperature=0)
     t[:, 3] = 5000
-    best = m.head(trunk(t, actions)).view(64, 8, 2, 71).argmax(-1)
+    best = m.head(look(m, t, actions)).view(64, 8, 2, 71).argmax(-1)
     assert torch.equal(out[:, 3], (best[..., 0] + 71 * best[..., 1]).clamp(max=4999))
 
 
-def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(monkeypatch):
+def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(watch):
     m = dynamics(n_tokens=64)
-    counts = []
-    trunk = m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda t, *rest: counts.append((t[:, 3] == 60).sum(-1)) or trunk(t, *rest))
+    looks = watch(m)
     for seed in range(4):
         torch.manual_seed(seed)
         m(tokens(8, 4, 64), torch.zeros(8, 3, dtype=torch.long))
-    counts = counts[::2]                                     # evaluation looks twice, with other actions
+    counts = [(seen.frame == 60).sum(-1) for seen in looks[::2]]      # evaluation looks twice, with other actions
     assert len({int(c.sum()) for c in counts}) == 1          # static shapes; the mean over ranks is the mean over tokens
     every = torch.stack(counts)
     assert 32 <= every.min() <= 36 and 62 <= every.max() <= 64
     assert len({tuple(c.flatten().tolist()) for c in counts}) == 4
 
 
-def test_corruption_only_in_training_and_only_of_the_past(monkeypatch):
-    m, seen = dynamics(corrupt=0.5), []
-    trunk = m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda t, *rest: seen.append(t) or trunk(t, *rest))
-    t = tokens(8)
+def test_corruption_only_in_training_and_only_of_the_past(watch):
+    m, t = dynamics(corrupt=0.5), tokens(8)
+    looks = watch(m)
     for mode in (False, True):
         m.train(mode)
         m(t, torch.zeros(8, 3, dtype=torch.long))
-    assert torch.equal(seen[0][:, :3], t[:, :3])
-    wrong = (seen[-1][:, :3] != t[:, :3]).float().mean()
-    assert 0.1 < wrong < 0.4
-    shown = seen[-1][:, 3] != 60
-    assert torch.equal(seen[-1][:, 3][shown], t[:, 3][shown])
+    assert torch.equal(looks[0].past, t[:, :3])
+    assert 0.1 < (looks[-1].past != t[:, :3]).float().mean() < 0.4
+    shown = looks[-1].frame != 60
+    assert torch.equal(looks[-1].frame[shown], t[:, 3][shown])
 
 
 def test_temperature_zero_is_argmax():
@@ -223,17 +233,16 @@ def test_temperature_zero_is_argmax():
     actions = torch.ones(2, 3, dtype=torch.long)
     out = m.generate(t[:, :3], actions, maskgit_steps=1, temperature=0)
     t[:, 3] = 60
-    assert torch.equal(out[:, :3], t[:, :3]) and torch.equal(out[:, 3], m.head(m.trunk(t, actions)).argmax(-1))
+    assert torch.equal(out[:, :3], t[:, :3]) and torch.equal(out[:, 3], m.head(look(m, t, actions)).argmax(-1))
 
 
-def test_a_short_context_is_filled_up_with_its_first_frame(monkeypatch):
-    m, t, met = dynamics(), tokens(), []
-    trunk = m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda *a: met.append(a) or trunk(*a))
+def test_a_short_context_is_filled_up_with_its_first_frame(watch):
+    m, t = dynamics(), tokens()
+    looks = watch(m)
     out = m.generate(t[:, :1], torch.tensor([[1, 2], [3, 1]]), maskgit_steps=1, generator=torch.Generator().manual_seed(0))
     assert out.shape == (2, 3, 8) and torch.equal(out[:, 0], t[:, 0])
-    assert torch.equal(met[0][0][:, :3], t[:, :1].expand(-1, 3, -1)) and met[0][1].tolist() == [[4, 4, 1], [4, 4, 3]]
-    assert torch.equal(met[1][0][:, 2], out[:, 1]) and met[1][1].tolist() == [[4, 1, 2], [4, 3, 1]]
+    assert torch.equal(looks[0].past, t[:, :1].expand(-1, 3, -1)) and looks[0].actions.tolist() == [[4, 4, 1], [4, 4, 3]]
+    assert torch.equal(looks[1].past[:, 2], out[:, 1]) and looks[1].actions.tolist() == [[4, 1, 2], [4, 3, 1]]
 
 
 def test_higher_temperature_means_more_entropy():
@@ -247,23 +256,23 @@ def test_higher_temperature_means_more_entropy():
     assert entropy[0] < entropy[1] < entropy[2] < entropy[3]
 
 
-def test_maskgit_reveals_few_first_and_all_in_the_last_step(monkeypatch):
+def test_maskgit_reveals_few_first_and_all_in_the_last_step(watch):
     m = dynamics(n_tokens=64)
-    hidden, trunk = [], m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda f, *a: hidden.append(int((f == 60).sum())) or trunk(f, *a))
+    looks = watch(m)
     out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), maskgit_steps=8, generator=torch.Generator().manual_seed(0))
+    hidden = [int((seen.frame == 60).sum()) for seen in looks]
     revealed = [a - b for a, b in zip(hidden, hidden[1:] + [0])]
     assert hidden[0] == 64 and revealed[0] <= 2 and revealed[-1] == max(revealed) and sum(revealed) == 64
     assert revealed == sorted(revealed)
     assert (out < 60).all(), 'a mask token is left in the output'
 
 
-def test_a_revealed_token_stays(monkeypatch):
+def test_a_revealed_token_stays(watch):
     m = dynamics(n_tokens=64)
-    frames, trunk = [], m.trunk
-    monkeypatch.setattr(m, 'trunk', lambda f, *a: frames.append(f[:, 3]) or trunk(f, *a))
+    looks = watch(m)
     out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), 6, generator=torch.Generator().manual_seed(0))
-    for a, b in zip(frames, frames[1:] + [out[:, 3]]):
+    frames = [seen.frame for seen in looks] + [out[:, 3]]
+    for a, b in zip(frames, frames[1:]):
         assert torch.equal(a[a < 60], b[a < 60])
 
 

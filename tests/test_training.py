@@ -263,3 +263,22 @@ def test_weights_of_another_version_are_refused(world, tmp_path):
     ckpt['model']['blocks.9.old'] = torch.zeros(1)
     torch.save({k: v for k, v in ckpt.items() if k != 'path'}, out / 'dynamics' / 'best.pt')
     refused(run('sample.py', world[0], f'--out_dir={out}'), 4, 'best.pt', 'another network', 'python dynamics.py')
+
+
+@pytest.mark.parametrize('stage', STAGES[1:])
+def test_fsdp_and_activation_checkpointing_train_what_ddp_does(world, pair_of_ranks, stage, tmp_path):
+    """Shared out over two ranks, and half computed twice; its checkpoint is the same file: one process without either resumes from it."""
+    out = tmp_path / 'out'
+    shutil.copytree(world[1], out, ignore=shutil.ignore_patterns(stage))
+    both = ['--fsdp=True', '--activation_checkpointing=True']
+    train(f'{stage}.py', world[0], f'--out_dir={out}', *both, ranks=2)
+    for column in ('loss', 'grad_norm', 'val_loss'):                # Muon rounds to bfloat16, so not to the last digit
+        one, two = ([float(r[column] or 0) for r in log(o, stage)] for o in (pair_of_ranks(stage), out))
+        assert one == pytest.approx(two, rel=0.01), column
+    one, two = (checkpoint.load(o / stage / 'ckpt_00000006.pt') for o in (pair_of_ranks(stage), out))
+    assert {k: v.shape for k, v in one['model'].items()} == {k: v.shape for k, v in two['model'].items()}
+    os.remove(out / stage / 'ckpt_00000006.pt')
+    train(f'{stage}.py', world[0], f'--out_dir={out}', *both, '--init_from=resume', ranks=2)
+    again = checkpoint.load(out / stage / 'ckpt_00000006.pt')
+    assert same(again['model'], two['model']) and same(again['optimizer'], two['optimizer'])
+    train(f'{stage}.py', world[0], f'--out_dir={out}', '--init_from=resume', '--max_iters=7')
