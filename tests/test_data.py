@@ -609,3 +609,61 @@ def test_game_command_and_card(tmp_path):
     assert np.array_equal(ds.frames, rec['frames']) and np.array_equal(ds.actions, rec['actions'])
     assert ds.action_names == list(game.ACTIONS) and ds.fps == game.FPS and set(ds.truth) == set(rec['truth'])
     assert all(np.array_equal(ds.truth[k], rec['truth'][k]) for k in ds.truth)
+
+
+# -----------------------------------------------------------------------------
+# what is computed once
+
+
+def squares(asked):
+    def compute(picks):
+        asked.append(len(picks))
+        return np.stack([picks, picks ** 2], 1).astype(np.int32)
+    return compute
+
+
+def test_cached_is_computed_once_in_order_and_memory_mapped(tmp_path):
+    asked, path = [], str(tmp_path / 'cache' / 'squares_1.npy')
+    x = data.cached(path, 2500, squares(asked))
+    assert isinstance(x, np.memmap) and x.dtype == np.int32 and np.array_equal(x, np.stack([np.arange(2500), np.arange(2500) ** 2], 1))
+    assert sum(asked) == 2500 and max(asked) == 64 and os.listdir(tmp_path / 'cache') == ['squares_1.npy']
+    assert np.array_equal(data.cached(path, 2500, None), x)
+
+
+def test_cached_goes_on_where_it_was_killed(tmp_path):
+    asked, path = [], str(tmp_path / 'squares_1.npy')
+    whole = squares(asked)
+
+    def dies(picks):
+        if picks[0] >= 2048:
+            raise KeyboardInterrupt
+        return whole(picks)
+    with pytest.raises(KeyboardInterrupt):
+        data.cached(path, 2500, dies)
+    assert not os.path.exists(path)
+    asked.clear()
+    assert np.array_equal(data.cached(path, 2500, whole)[:, 0], np.arange(2500)) and sum(asked) == 2500 - 2048
+
+
+def test_cached_is_shared_out_among_the_ranks(tmp_path):
+    path, asked = str(tmp_path / 'squares_1.npy'), ([], [])
+    with pytest.raises(data.DataError):                               # rank 1 alone: nobody has put the parts together
+        data.cached(path, 3000, squares(asked[1]), 1, 2)
+    x = data.cached(path, 3000, squares(asked[0]), 0, 2)
+    assert (sum(asked[0]), sum(asked[1])) == (3000 - 1024, 1024) and np.array_equal(x[:, 0], np.arange(3000))
+
+
+def test_cached_removes_what_is_of_the_past_and_nothing_else(tmp_path):
+    for name in ('tokens_1.npy', 'actions_1.npy', 'mine.txt'):
+        (tmp_path / name).write_text('old')
+    (tmp_path / 'tokens_0.npy.parts').mkdir()
+    data.cached(str(tmp_path / 'tokens_2.npy'), 10, squares([]))
+    assert sorted(os.listdir(tmp_path)) == ['actions_1.npy', 'mine.txt', 'tokens_2.npy']
+
+
+def test_a_damaged_cache_is_said(tmp_path):
+    path = tmp_path / 'tokens_1.npy'
+    data.cached(str(path), 100, squares([]))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(data.DataError, match='damaged.*\n.*remove it'):
+        data.cached(str(path), 100, None)

@@ -282,3 +282,16 @@ def test_fsdp_and_activation_checkpointing_train_what_ddp_does(world, pair_of_ra
     again = checkpoint.load(out / stage / 'ckpt_00000006.pt')
     assert same(again['model'], two['model']) and same(again['optimizer'], two['optimizer'])
     train(f'{stage}.py', world[0], f'--out_dir={out}', '--init_from=resume', '--max_iters=7')
+
+
+def test_tokens_are_encoded_once_and_again_for_another_tokenizer(world, tmp_path):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    before = {p.name: p.stat().st_mtime_ns for p in (out / 'cache').iterdir()}
+    assert len(before) == 2
+    train('dynamics.py', world[0], f'--out_dir={out}', '--max_iters=1')
+    assert {p.name: p.stat().st_mtime_ns for p in (out / 'cache').iterdir()} == before
+    assert log(out, 'dynamics')[0]['loss'] == log(world[1], 'dynamics')[0]['loss']
+    train('tokenizer.py', world[0], f'--out_dir={out}', '--seed=3', '--max_iters=3')
+    train('dynamics.py', world[0], f'--out_dir={out}', '--max_iters=1')
+    after = {p.name for p in (out / 'cache').iterdir()}
+    assert len(after) == 2 and {n for n in after if n.startswith('actions')} == {n for n in before if n.startswith('actions')} and after != set(before)
