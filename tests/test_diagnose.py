@@ -38,6 +38,7 @@ def run(*args):
 
 
 def report(*args):
+    """Exit code and the report of --json; constants such as NaN, that no JSON has, are refused."""
     code, out, err = run(*args, '--json')
     def refuse(constant):
         raise AssertionError(f'{constant} is no JSON')
@@ -202,6 +203,8 @@ def test_pixels_worse_than_grey(tmp_path):
     path = write_csv(tmp_path / 'log.csv', dict(iter=range(50, 1050, 50), loss=np.linspace(285, 45, rows), psnr=np.linspace(-17, -10, rows), val_loss=[1] * rows))
     code, found = report(path)
     assert code == 2 and 'turned before step 50' in found['headline']
+    code, found = report(write_csv(path, dict(iter=[38], loss=[91.0], psnr=[-21.0])))     # stopped early
+    assert code == 2 and found['headline'] == 'worse than a grey frame'
 
 
 def state(**changes):
@@ -312,6 +315,14 @@ def test_good_checkpoints_of_another_trainer(tmp_path):
     assert code == 0 and found['verdict'] == 'ok' and len(found['findings']) == 2
 
 
+@pytest.mark.parametrize('bad, severity', [((3,), 'warn'), ((20,), 'critical'), ((3, 4, 5), 'critical')])
+def test_how_bad_some_bad_checkpoints_are(tmp_path, bad, severity):
+    """An old one is a warning; the newest, or more than a tenth, is critical."""
+    for step in range(1, 21):
+        foreign(tmp_path, f'dynamics_step_{step}', {} if step in bad else None)
+    assert finding(report(tmp_path)[1], 'R18')['severity'] == severity
+
+
 @pytest.mark.parametrize('kind', ['truncated', 'flipped', 'nan', 'pickle', 'no_optimizer', 'empty_optimizer', 'huge', 'text', 'no_tensor'])
 def test_a_bad_checkpoint_of_another_trainer(tmp_path, kind):
     touched = tmp_path / 'touched'
@@ -365,6 +376,8 @@ def test_a_first_row_that_is_a_mean_says_nothing_about_a_divisor(tmp_path):
     log = falling(start=6.93 / 8)
     log['step'] = log['step'] + 50
     assert 'R02' not in severities(log, tmp_path, '--vocab=1024')[0]
+    log = falling(start=(6.93 + 1) / 4)                       # at initialisation, but a nat from any multiple
+    assert 'R02' not in severities(log, tmp_path, '--vocab=1024')[0]
 
 
 def test_the_step_at_which_the_loss_turned(tmp_path):
@@ -394,6 +407,12 @@ def test_action_diversity(tmp_path, unique, entropy, severity):
     log = {**falling(), 'action_entropy': np.r_[np.full(197, 1.7), [entropy] * 3], 'unique_actions': np.r_[np.full(100, 6.0), np.full(100, unique)]}
     found, _ = severities(log, tmp_path, '--n_actions=8')
     assert found['R08']['severity'] == severity
+
+
+def test_usage_that_shrinks(tmp_path):
+    log = {**falling(), 'action_entropy': np.full(200, 1.7), 'codebook_usage': np.linspace(0.9, 0.5, 200)}
+    found, _ = severities(log, tmp_path)
+    assert found['R08']['severity'] == 'warn' and 'below 80%' in found['R08']['text']
 
 
 def test_usage_of_single_rows_is_not_compared(tmp_path):
@@ -437,6 +456,13 @@ def test_two_logs_of_one_name(tmp_path):
         write_csv(tmp_path / name / 'log.csv', log)
     code, found = report(tmp_path / 'a' / 'log.csv', tmp_path / 'b' / 'log.csv')
     assert code == 2 and {f['log'][-9:] for f in found['findings'] if f['rule'] == 'R03'} == {'a/log.csv', 'b/log.csv'}
+
+
+@pytest.mark.parametrize('small, severity', [(np.full(200, 1.0), 'info'), (np.linspace(0.1, 1, 200), 'warn'), (np.full(200, 0.001), 'warn')])
+def test_shares_of_terms(tmp_path, small, severity):
+    log = {**falling(), 'a': np.full(200, 2.0), 'b': small}
+    found, _ = severities(log, tmp_path, '--weights=a:1,b:2')
+    assert found['R15']['severity'] == severity
 
 
 def test_actions_against_the_median_action(tmp_path):
@@ -519,7 +545,7 @@ ODD = {
     'no_loss.csv': ('step,lr\n1,2\n2,3\n', 3, 'found no column of'), 'no_step.csv': ('loss\n' + '\n'.join(str(9 - i / 30) for i in range(99)), 0, 'falling'),
     'binary.csv': (bytes(range(256)) * 20, 3, 'binary'), 'picture.csv': (b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + bytes(99), 3, 'PNG'),
     'letter.txt': ('Dear Sir,\nthe run is odd.\nYours\n', 3, 'no numbers'), 'list.json': ('[1, 2]', 3, 'expected'), 'words.jsonl': ('{"loss": "x"}\n{{{\n' + '[' * 9999 + '\n', 3, 'no numbers'),
-    'long_line.csv': (lines('1,' + '9' * 2_000_000, '2,3', '3,2'), 0, '2 rows'), 'nul.csv': (lines(*(f'{i},{9 - i / 300}' for i in range(999))).replace('500,', '5\x0000,'), 0, 'falling'),
+    'long_line.csv': (lines('1,' + '9' * 2_000_000, '2,3', '3,2'), 0, '2 rows'), 'nul.csv': (lines(*(f'{i},{9 - i / 300}' for i in range(999))).replace('500,', '5\x0000,'), 0, '999 rows'),
     'ragged.csv': (lines(*(f'{i},{9 - i / 30}' + ',1' * (i % 3 == 0) for i in range(99)), '99'), 0, 'falling'),
     'absurd_steps.csv': (lines(*(f'{10 ** i},{9 - i / 30}' for i in range(99))), 1, 'gaps'), 'negative.csv': (lines(*(f'{i},{-i}' for i in range(99))), 0, 'not positive'),
     'huge_ints.jsonl': ('{"step": 1, "loss": ' + '9' * 400 + '}\n{"step": 2, "loss": 1}\n', 2, 'infinite'), 'wide.csv': (','.join(f'c{i}' for i in range(5000)) + '\n' + '1,' * 5000 + '\n', 3, 'no column'),
@@ -534,6 +560,7 @@ def test_odd_input(tmp_path, name):
     code, text, err = run(tmp_path / name)
     assert code == expected and words in text + err, (code, text, err)
     assert len(err.splitlines()) <= 4 and '\x1b' not in text + err
+    assert report(tmp_path / name)[0] == code                # and that is JSON, without NaN
 
 
 def test_other_things_than_files(tmp_path):
