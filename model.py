@@ -4,6 +4,7 @@ Every network of nanoworlds, in reading order: patches, attention, FSQ, Tokenize
 B clips of T frames (C,H,W in [-1,1]); N tokens (patches) per frame; D = n_embd; V = vocab_size; d = len(levels);
 nh heads of size hs. All models are trained through one contract: loss, metrics = model(*batch).
 """
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -44,18 +45,21 @@ def norm(x):
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotary(x, places):
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864). x (...,L,hs); places: one or more coordinates, each
-    (L,). Every coordinate turns its own share of the head, so attention sees how far apart two things are along each."""
-    parts = []
-    for part, place in zip(x.chunk(len(places), -1), places):
-        half = part.size(-1) // 2
-        freq = 100.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)    # base 100: clips are short
-        angle = place.to(torch.float32)[:, None] * freq
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        a, b = part[..., :half], part[..., half:]
-        parts += [a * cos - b * sin, a * sin + b * cos]
-    return torch.cat(parts, -1)
+@functools.lru_cache(maxsize=32)
+def turns(n, row, half, device, dtype):
+    """Cosines and sines (n,P,half) of rotary position embedding (Su et al. 2021, arXiv:2104.09864) for n places: patches by row and
+    column (P=2) if row, the number of patches in one, is not 0; else frames by time (P=1)."""
+    place = torch.arange(n, device=device)
+    places = torch.stack([place // row, place % row] if row else [place], 1).float()
+    freq = 100.0 ** (-torch.arange(half, device=device) / half)                      # base 100: clips are short
+    angle = places[..., None] * freq
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotary(x, cos, sin):
+    """x (...,L,hs). Every coordinate turns its own share of the head, so attention sees how far apart two things are along each."""
+    a, b = x.unflatten(-1, (cos.size(1), 2, cos.size(2))).unbind(-2)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
 
 
 class Attention(nn.Module):
@@ -69,12 +73,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x, places, causal=False):
-        """x (S,L,D). places: for rotary. causal: no row looks at a later one."""
+    def forward(self, x, row=0):
+        """x (S,L,D): L patches in rows of `row`, or, 0, L frames, none of which looks at a later one."""
         S, L, D = x.shape
         q, k, v = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)    # (S,nh,L,hs)
-        q, k = rotary(norm(q), places), rotary(norm(k), places)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        q, k = norm(q), norm(k)
+        turn = turns(L, row, D // self.n_head // (4 if row else 2), x.device, q.dtype)
+        q, k = rotary(q, *turn), rotary(k, *turn)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=not row)
         return self.proj(y.transpose(1, 2).reshape(S, L, D))
 
 
@@ -92,12 +98,11 @@ class Block(nn.Module):
         """x (B,T,N,D) -> the same shape."""
         B, T, N, D = x.shape
         if self.space is not None:
-            n = torch.arange(N, device=x.device)
             # by row and column, so that "the patch to the left" is learned once and not for every place
-            x = x + self.space(norm(x).view(B * T, N, D), (n // self.grid_width, n % self.grid_width)).view(B, T, N, D)
+            x = x + self.space(norm(x).view(B * T, N, D), self.grid_width).view(B, T, N, D)
         if self.time is not None:
             y = norm(x).transpose(1, 2).reshape(B * N, T, D)
-            x = x + self.time(y, (torch.arange(T, device=x.device),), causal=True).view(B, N, T, D).transpose(1, 2)
+            x = x + self.time(y).view(B, N, T, D).transpose(1, 2)
         return x + self.mlp(norm(x))
 
 

@@ -112,7 +112,7 @@ def imagine(do, number, seen=None):
     imagine.due = time.monotonic() + 1 / most_steps
     if seen is not None and seen != frame:
         return None
-    with torch.inference_mode(), ctx:
+    with torch.no_grad(), ctx:
         do(number)
         shown = tokens if tokenizer.config.temporal else tokens[:, -1:]
         picture = data.to_uint8(tokenizer.decode(shown))[0, -1]
