@@ -47,7 +47,7 @@ profile = ''                      # a file for a trace of three more updates, fo
 scaling = False                   # instead: how the cost of an update grows. Random frames and tokens
 dataset = 'data/tiny.h5'
 out_dir = 'out/tiny'              # earlier stages, and for --stage=sample all; read only
-prepare = 0                       # frame size: make what is missing, from the built-in game, enlarged to it. Never in a folder that you care for
+prepare = 0                       # make a recording of this frame size and barely trained earlier stages, where they are missing
 _given = sys.argv[1:]
 _own = configurator.read_script(__file__)[0]
 
@@ -63,6 +63,8 @@ rest = [a for a in _given if not key(a) or key(a) not in set(_own) - {'dataset',
 here = os.path.dirname(os.path.abspath(__file__))
 stages = ('tokenizer', 'latent_actions', 'dynamics', 'sample')
 parts = ('data', 'forward', 'backward', 'optimizer')
+ddp = 'RANK' in os.environ        # started by torchrun
+master = os.environ.get('RANK', '0') == '0'
 
 # -----------------------------------------------------------------------------
 # FLOPs by formula: two for each multiply-add of a matrix product. In training each costs three times its forward pass (the
@@ -218,55 +220,44 @@ def trace(run, device):
     with torch.profiler.profile() as p:
         for _ in range(3):
             run()
-    try:
-        with data.replacing(profile) as tmp:
-            p.export_chrome_trace(tmp)
-    except data.DiskError as e:
-        configurator.stop(7, e)
-    spent = 'self_device_time_total' if device.startswith('cuda') else 'self_cpu_time_total'                 # microseconds
+    if not master:
+        return
+    with data.replacing(profile) as tmp:
+        p.export_chrome_trace(tmp)
+    spent = 'self_device_time_total' if device.startswith('cuda') else 'self_cpu_time_total'         # microseconds
     events = sorted(p.key_averages(), key=lambda e: -getattr(e, spent))
     total = sum(getattr(e, spent) for e in events)
     for e in events[:12]:
-        print(f'  {getattr(e, spent) / total:6.1%} {getattr(e, spent) / 3000:9.2f} ms  {e.count // 3:5} calls  {e.key[:80]}')
+        t = getattr(e, spent)
+        print(f'  {t / total:6.1%} {t / 3000:9.2f} ms  {e.count / 3:6.0f} calls  {e.key[:80]}')
     print(f'  see {profile}')
 
 
-def settings(device, dtype, **more):
-    return dict(device=device, dtype=dtype, threads=torch.get_num_threads(), torch=str(torch.__version__), **more)
-
-
-def peak_memory(device):
-    return torch.cuda.max_memory_allocated() if device.startswith('cuda') else configurator.peak_memory()
+def about(s, rate, frame, n_parameters, **more):
+    """What every report says; s is a script."""
+    peak = torch.cuda.max_memory_allocated() if s.device.startswith('cuda') else configurator.peak_memory()
+    return dict(device=s.device, dtype=s.dtype, threads=torch.get_num_threads(), torch=str(torch.__version__), config=s.config,
+                matmul_rate=rate, frame=frame, parameters=n_parameters, peak_memory=peak, **more)
 
 # -----------------------------------------------------------------------------
 # one stage
 
 
 def bench_training():
-    """Prints and returns what an update of the stage costs."""
+    """What an update of the stage costs."""
     s = SimpleNamespace(**execute(stage, rest, 'training loop'))
     rate = matmul_rate(s.device, s.dtype)
     spent, losses = timed(s, n_iters)
-    rate = max(rate, matmul_rate(s.device, s.dtype))                                 # other work on the machine only lowers it
-    work = s.grad_accum_steps * flops[stage](s.raw_model, s.device_batch_size, s.seq_len)[1]         # of this rank
-    size = s.recording.frames.shape[1:3]
-    patch_size = getattr(s, 'patch_size', None) or s.tokenizer.config.patch_size
-    clips = s.total_batch_size / spent['update']
-    n_parameters = sum(p.numel() for p in s.raw_model.parameters())
-    report = dict(
-        settings(s.device, s.dtype, world_size=s.world_size), config=s.config, frame_size=size, seconds=spent,
-        clips_per_second=clips, frames_per_second=clips * s.seq_len,
-        tokens_per_second=clips * s.seq_len * math.prod(n // patch_size for n in size), flops=work, matmul_rate=rate,
-        utilisation=work / spent['update'] / rate, peak_memory=peak_memory(s.device), parameters=n_parameters, losses=losses)
-    if s.master_process:
-        print(f'{stage}: {n_parameters:,} parameters on {s.world_size} x {s.device} in {s.dtype} ({report["threads"]} threads); an update is '
-              f'{s.total_batch_size} clips of {s.seq_len} frames of {size[0]}x{size[1]}, patch {patch_size}\n'
-              f'  {1000 * spent["update"]:.4g} ms an update: ' + ' | '.join(f'{p} {1000 * spent[p]:.4g}' for p in parts) + '\n'
-              f'  {report["frames_per_second"]:,.1f} frames/s, {report["tokens_per_second"]:,.0f} tokens/s\n'
-              f'  {work / 1e9:.4g} GFLOP an update, {work / spent["update"] / 1e9:.4g} GFLOP/s of the {rate / 1e9:.4g} of torch.mm: '
-              f'utilisation {report["utilisation"]:.2f}\n  memory at its peak {report["peak_memory"] / 1e9:.2f} GB')
+    rate = max(rate, matmul_rate(s.device, s.dtype))                                 # others on the machine only lower it
     if profile:
         trace(lambda: update(s, len(losses) + 1), s.device)
+    frame, clips = s.recording.frames.shape[1:3], s.total_batch_size / spent['update']
+    patch_size = s.tokenizer.config.patch_size if stage == 'dynamics' else s.patch_size
+    work = s.grad_accum_steps * flops[stage](s.raw_model, s.device_batch_size, s.seq_len)[1]         # of this rank
+    report = about(s, rate, frame, sum(p.numel() for p in s.raw_model.parameters()), world_size=s.world_size, seconds=spent,
+                   frames_per_second=clips * s.seq_len, clips_per_second=clips, clips=s.total_batch_size, seq_len=s.seq_len,
+                   tokens_per_second=clips * s.seq_len * (frame[0] // patch_size) * (frame[1] // patch_size),
+                   flops=work, utilisation=work / spent['update'] / rate, losses=losses)
     if s.ddp:
         del s.model                                                                  # its threads outlive the group
         torch.distributed.destroy_process_group()
@@ -275,16 +266,16 @@ def bench_training():
 
 @torch.no_grad()
 def bench_sampling():
-    """Prints and returns what it takes to imagine one frame and decode it, for one player and for 16 rollouts at once."""
+    """What it takes to imagine one more frame and to draw it, for one player and for 16 rollouts at once."""
     s = SimpleNamespace(**execute('sample', rest, 'imagine'))
-    rate, rows = matmul_rate(s.device, s.dtype), []
-    clip, temporal = s.truth[:1, :s.context_frames + 1], s.tokenizer.config.temporal
+    rate, rows, clip = matmul_rate(s.device, s.dtype), [], s.truth[:1, :s.context_frames + 1]
 
     def imagine(B, steps):
+        """Seconds of MaskGIT and of the decoder."""
         a = now(s.device)
         dream = s.dynamics.generate(tokens.expand(B, -1, -1), actions.expand(B, -1), steps, s.temperature)
         b = now(s.device)
-        s.tokenizer.decode(dream if temporal else dream[:, -1:])                     # a tokenizer that looks back needs the past
+        s.tokenizer.decode(dream if s.tokenizer.config.temporal else dream[:, -1:])  # a temporal one needs the past
         return seconds(a, b), seconds(b, now(s.device))
 
     with s.ctx:
@@ -297,151 +288,150 @@ def bench_sampling():
                 while len(times) < n_iters and (not times or time.perf_counter() - start < 3):
                     times.append(imagine(B, steps))
                 generate, decode = np.median(times, 0).tolist()
-                work = sample_flops(s.tokenizer, s.dynamics, B, steps)
-                rows.append(dict(rollouts=B, maskgit_steps=steps, seconds_per_frame=generate + decode, generate=generate, decode=decode,
-                                 frames_per_second=B / (generate + decode), flops=work))
+                rows.append(dict(rollouts=B, maskgit_steps=steps, generate=generate, decode=decode, seconds=generate + decode,
+                                 frames_per_second=B / (generate + decode), flops=sample_flops(s.tokenizer, s.dynamics, B, steps)))
         if profile:
             trace(lambda: imagine(1, s.maskgit_steps), s.device)
     rate = max(rate, matmul_rate(s.device, s.dtype))
     for row in rows:
-        row['utilisation'] = row['flops'] / row['seconds_per_frame'] / rate
-    size = s.recording.frames.shape[1:3]
-    report = dict(settings(s.device, s.dtype), config=s.config, frame_size=size, maskgit_steps=s.maskgit_steps, matmul_rate=rate,
-                  peak_memory=peak_memory(s.device), parameters=sum(p.numel() for p in s.dynamics.parameters()), rows=rows)
-    print(f'sample: frames of {size[0]}x{size[1]} on {s.device} in {s.dtype} ({report["threads"]} threads); torch.mm {rate / 1e9:.4g} GFLOP/s; '
-          f'memory at its peak {report["peak_memory"] / 1e9:.2f} GB\n' + sampling_table(report))
-    return report
-
-
-def sampling_table(report):
-    """Markdown: a row for each number of MaskGIT steps."""
-    lines = ['| MaskGIT steps | ms a frame, 1 rollout | of which decoding | frames/s | utilisation | 16 rollouts: frames/s | utilisation |',
-             '|---|---|---|---|---|---|---|']
-    half = len(report['rows']) // 2
-    for one, many in zip(report['rows'][:half], report['rows'][half:]):
-        lines.append(f'| {one["maskgit_steps"]} | {1000 * one["seconds_per_frame"]:.4g} | {1000 * one["decode"]:.3g} | {one["frames_per_second"]:.1f} '
-                     f'| {one["utilisation"]:.2f} | {many["frames_per_second"]:.1f} | {many["utilisation"]:.2f} |')
-    return '\n'.join(lines)
+        row['utilisation'] = row['flops'] / row['seconds'] / rate
+    return about(s, rate, s.recording.frames.shape[1:3], sum(p.numel() for p in s.dynamics.parameters()), rows=rows)
 
 # -----------------------------------------------------------------------------
 # all stages, each in a process of its own: so that memory at its peak is the stage's
 
 
+def child(script, *argv):
+    """Runs a script in silence -> its exit code and its last words."""
+    done = subprocess.run([sys.executable, os.path.join(here, script), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return done.returncode, done.stderr.strip()
+
+
 def bench_all():
-    keys = {name: set(configurator.read_script(os.path.join(here, name + '.py'))[0]) for name in stages}
-    reports, missing = {}, []
+    """The reports of all stages, by name; what is not trained yet is said and left out."""
+    keys = {name: configurator.read_script(os.path.join(here, name + '.py'))[0] for name in stages}
+    reports, strange = {}, [a for a in rest if key(a) and not any(key(a) in k for k in keys.values())]
     with tempfile.TemporaryDirectory() as folder:
         for name in stages:
-            theirs = [a for a in rest if not key(a) or key(a) in keys[name] or not any(key(a) in k for k in keys.values())]
-            file = os.path.join(folder, name)
-            command = [sys.executable, os.path.abspath(__file__), *theirs, f'--stage={name}', f'--n_iters={n_iters}', f'--prepare={prepare}', f'--json={file}']
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            if done.returncode == 4:                                                 # not trained yet: the others are still worth a look
-                missing.append(f'{name}: ' + ' '.join(done.stderr.split()))
-            elif done.returncode:
-                configurator.stop(done.returncode, done.stderr.strip())
+            theirs = [a for a in rest if not key(a) or key(a) in keys[name]] + strange
+            path = os.path.join(folder, name)
+            code, words = child('bench.py', *theirs, f'--stage={name}', f'--n_iters={n_iters}', f'--prepare={prepare}', f'--json={path}')
+            if code == 4:
+                print(f'{name}: ' + ' '.join(words.split()))
+            elif code:
+                configurator.stop(code, words)
             else:
-                with open(file) as f:
+                with open(path) as f:
                     reports[name] = load(f)
-    rate = max(r['matmul_rate'] for r in reports.values())
-    any_of = next(iter(reports.values()))
-    print(f'{" ".join(rest)}: frames of {any_of["frame_size"][0]}x{any_of["frame_size"][1]} on {any_of["device"]} in {any_of["dtype"]} '
-          f'({any_of["threads"]} threads); torch.mm {rate / 1e9:.4g} GFLOP/s\n\n'
-          '| stage | ms an update | data | forward | backward | optimizer | frames/s | tokens/s | GFLOP | utilisation | memory, GB | parameters |\n'
-          '|---|---|---|---|---|---|---|---|---|---|---|---|')
-    for name, r in reports.items():
-        if name != 'sample':
-            print(f'| {name} | ' + ' | '.join(f'{1000 * r["seconds"][k]:.4g}' for k in ('update', *parts)) + f' | {r["frames_per_second"]:,.1f} '
-                  f'| {r["tokens_per_second"]:,.0f} | {r["flops"] / 1e9:.4g} | {r["utilisation"]:.2f} | {r["peak_memory"] / 1e9:.2f} | {r["parameters"]:,} |')
-    if 'sample' in reports:
-        print('\n' + sampling_table(reports['sample']))
-    if missing:
-        print('\n' + '\n'.join(missing))
     return reports
 
+
+def show(reports):
+    """Prints reports as tables."""
+    r = next(iter(reports.values()))
+    rate = max(r['matmul_rate'] for r in reports.values())
+    print(f'frames of {r["frame"][0]}x{r["frame"][1]} on {r["device"]} in {r["dtype"]}, {r["threads"]} threads; torch.mm: {rate / 1e9:,.1f} GFLOP/s')
+    training = {name: r for name, r in reports.items() if name != 'sample'}
+    if training:
+        print('\n| stage | clips x frames | ms an update | data | forward | backward | optimizer | frames/s | tokens/s | GFLOP | utilisation '
+              '| memory, GB | parameters |\n|---' + '|---' * 12 + '|')
+    for name, r in training.items():
+        print(f'| {name} | {r["clips"]} x {r["seq_len"]} | ' + ' | '.join(f'{1000 * r["seconds"][k]:.1f}' for k in ('update', *parts))
+              + f' | {r["frames_per_second"]:,.1f} | {r["tokens_per_second"]:,.0f} | {r["flops"] / 1e9:.2f} | {r["utilisation"]:.2f} '
+              f'| {r["peak_memory"] / 1e9:.2f} | {r["parameters"]:,} |')
+    if 'sample' in reports:
+        print('\n| sampling: MaskGIT steps | ms a frame | of which decoding | frames/s | utilisation | 16 rollouts: frames/s | utilisation |'
+              '\n|---' + '|---' * 6 + '|')
+        rows = reports['sample']['rows']
+        for one, many in zip(rows[:len(rows) // 2], rows[len(rows) // 2:]):
+            print(f'| {one["maskgit_steps"]} | {1000 * one["seconds"]:.1f} | {1000 * one["decode"]:.1f} | {one["frames_per_second"]:.1f} '
+                  f'| {one["utilisation"]:.2f} | {many["frames_per_second"]:.1f} | {many["utilisation"]:.2f} |')
+
 # -----------------------------------------------------------------------------
-# how cost grows: one thing changes at a time. Networks straight from model.py, random frames and tokens
+# how cost grows: one thing changes at a time, from where `base` is
+
+base = {'frame size': 128, 'context': 4, 'width': 128, 'vocabulary': 1024}
+axes = {'frame size': (64, 128, 256), 'context': (4, 8, 16), 'width': (64, 128, 256, 384), 'vocabulary': (256, 1024, 4096, 65536)}
+
+
+def cost(name, size, T, D, V):
+    """(FLOPs, seconds) of an update of a stage on random frames or tokens: a network straight from model.py, the rest as
+    the script and the config files have it. Heads of 32."""
+    argv = [a for a in rest if not key(a)] + [f'--seq_len={T}', f'--n_embd={D}', f'--n_head={max(1, D // 32)}']
+    with contextlib.redirect_stdout(io.StringIO()):                                  # the line with the settings
+        p = execute('tokenizer', argv, 'data')['patch_size']
+        names = execute(name, argv, 'data')
+    s, N = SimpleNamespace(**names), (size // p) ** 2
+    B = s.device_batch_size
+    if name == 'tokenizer':
+        model = Tokenizer(TokenizerConfig(size, size, p, (4,) * round(math.log(V, 4)), s.n_layer, s.n_layer_encoder, s.n_head, D, s.temporal))
+        batch = [torch.rand(B, T, 3, size, size, device=s.device) * 2 - 1]
+    else:
+        model = Dynamics(DynamicsConfig(V, N, size // p, 8, T, s.n_layer, s.n_head, D, s.corrupt))
+        batch = [torch.randint(V, (B, T, N), device=s.device), torch.randint(8, (B, T - 1), device=s.device)]
+    names.update(model=model.to(s.device), get_batch=lambda *_: batch, dataset_id='', parents={}, chance=None)
+    s = SimpleNamespace(**execute(name, argv, 'training loop', 'resume, optimizer, compile, DDP', names))
+    return s.grad_accum_steps * flops[name](s.raw_model, B, T)[1], timed(s, max(3, n_iters // 4))[0]['update']
 
 
 def bench_scaling():
-    axes = {'frame size': (64, 128, 256), 'context': (4, 8, 16), 'width': (64, 128, 256, 384), 'vocabulary': (256, 1024, 4096, 65536)}
-    base = {'frame size': 128, 'context': 4, 'width': 128, 'vocabulary': 1024}
-    files = [a for a in rest if not key(a)]
-
-    def cost(name, point):
-        size, T, D, V = point.values()
-        argv = [*files, f'--seq_len={T}', f'--n_embd={D}', f'--n_head={max(1, D // 32)}']
-        with contextlib.redirect_stdout(io.StringIO()):                              # the line with the settings
-            c = SimpleNamespace(**execute('tokenizer', argv, 'data'))
-            names = execute(name, argv, 'data')
-        s, p, B = SimpleNamespace(**names), c.patch_size, names['device_batch_size']
-        if name == 'tokenizer':
-            levels = (4,) * round(math.log(V, 4))
-            model = Tokenizer(TokenizerConfig(size, size, p, levels, s.n_layer, s.n_layer_encoder, s.n_head, D, s.temporal))
-            batch = (torch.rand(B, T, 3, size, size, device=s.device) * 2 - 1,)
-        else:
-            N = (size // p) ** 2
-            model = Dynamics(DynamicsConfig(V, N, size // p, 8, T, s.n_layer, s.n_head, D, s.corrupt))
-            batch = torch.randint(V, (B, T, N), device=s.device), torch.randint(8, (B, T - 1), device=s.device)
-        names.update(model=model.to(s.device), get_batch=lambda *_: batch, dataset_id='', parents={}, chance=None)
-        s = SimpleNamespace(**execute(name, argv, 'training loop', 'resume, optimizer, compile, DDP', names))
-        return s.grad_accum_steps * flops[name](s.raw_model, B, T)[1], timed(s, max(3, n_iters // 4))[0]['update']
-
-    report, exponents = {}, {}
-    print('Cost of an update on random frames and tokens, one thing changed at a time; the base is ' + ', '.join(f'{k} {v}' for k, v in base.items()))
+    """Prints the table as it comes."""
+    points, exponents = {}, {}
+    print('cost of an update on random frames and tokens; what is not changed is ' + ', '.join(f'{k} {v}' for k, v in base.items()))
     print('\n| | stage 1: GFLOP | ms | stage 3: GFLOP | ms |\n|---|---|---|---|---|')
     for axis, values in axes.items():
+        costs = []
         for value in values:
-            point = {**base, axis: value}
-            if str(point) not in report:
-                report[str(point)] = dict(point, **{name: cost(name, point) for name in ('tokenizer', 'dynamics')})
-            row = report[str(point)]
-            print(f'| {axis} {value} | ' + ' | '.join(f'{row[name][0] / 1e9:.4g} | {1000 * row[name][1]:.4g}' for name in ('tokenizer', 'dynamics')) + ' |', flush=True)
-        points = [report[str({**base, axis: value})] for value in values]
-        slope = lambda name, i: np.polyfit(np.log(values), np.log([p[name][i] for p in points]), 1)[0]
-        exponents[axis] = {name: slope(name, 1) for name in ('tokenizer', 'dynamics')}
-        print(f'| **exponent of {axis}** | ' + ' | '.join(f'{slope(name, 0):.2f} | **{slope(name, 1):.2f}**' for name in ('tokenizer', 'dynamics')) + ' |')
-    order = sorted(axes, key=lambda axis: -exponents[axis]['dynamics'])
-    halved = ', '.join(f'{axis} {2 ** -exponents[axis]["dynamics"]:.2f}' for axis in order)
-    print(f'\nToo slow? Change the {order[0]} first. Half of it leaves of an update of stage 3: {halved}. '
-          'A patch twice as large saves what half the frame size does.')
-    return dict(base=base, exponents=exponents, points=list(report.values()))
+            point = tuple({**base, axis: value}.values())
+            if point not in points:
+                points[point] = *cost('tokenizer', *point), *cost('dynamics', *point)
+            costs.append(points[point])
+            print(f'| {axis} {value} | ' + ' | '.join(f'{x:.4g}' for x in np.array(points[point]) / [1e9, 1e-3, 1e9, 1e-3]) + ' |', flush=True)
+        exponents[axis] = np.polyfit(np.log(values), np.log(costs), 1)[0].tolist()   # slopes of log cost over log value
+        print(f'| **exponent of {axis}** | ' + ' | '.join(f'{x:.2f}' for x in exponents[axis]) + ' |')
+    order = sorted(axes, key=lambda axis: -exponents[axis][3])
+    print(f'\ntoo slow? Change the {order[0]} first. What half of it leaves of an update of stage 3: '
+          + ', '.join(f'{axis} {2 ** -exponents[axis][3]:.2f}' for axis in order) + '. Twice the patch size is half the frame size')
+    return dict(base=base, exponents=exponents, points=[[*point, *costs] for point, costs in points.items()])
 
 # -----------------------------------------------------------------------------
-# a recording and earlier stages, where they are missing
+# what is missing
 
 
 def make_missing():
-    """A recording of a few hundred frames, and one update of each stage before this one: as fast as a world that has learned."""
-    files = [a for a in _given if not key(a)]
-    try:
-        if not os.path.exists(dataset):
-            frames = game.record(400, episode_len=40)['frames']
-            with data.replacing(dataset) as tmp, h5py.File(tmp, 'w') as f:
-                f['frames'], f['episode_starts'] = data.enlarge(frames, prepare // frames.shape[1]), np.arange(0, 400, 40)
-    except data.DiskError as e:
-        configurator.stop(7, e)
+    """A recording of a few hundred frames, and one update of each earlier stage: as fast as one that has learned."""
+    if not os.path.exists(dataset):
+        frames = game.record(400, episode_len=40)['frames']
+        with data.replacing(dataset) as tmp, h5py.File(tmp, 'w') as f:
+            f['frames'], f['episode_starts'] = data.enlarge(frames, prepare // frames.shape[1]), np.arange(0, 400, 40)
+    files, once = [a for a in rest if not key(a)], ['--max_iters=1', '--eval_iters=1', '--warmup_iters=1']
     for name in dict(dynamics=stages[:2], sample=stages[:3]).get(stage, ()):
         if not os.path.exists(os.path.join(out_dir, name, 'best.pt')):
             print(f'one update of {name}, to have a checkpoint in {out_dir}', flush=True)
-            quick = ['--max_iters=1', '--eval_iters=1', '--warmup_iters=1', *['--maskgit_steps=1'] * (name == 'dynamics')]
-            done = subprocess.run([sys.executable, os.path.join(here, name + '.py'), *files, f'--dataset={dataset}', f'--out_dir={out_dir}', *quick],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                configurator.stop(done.returncode, done.stderr.strip())
+            code, words = child(name + '.py', *files, f'--dataset={dataset}', f'--out_dir={out_dir}', *once,
+                                *['--maskgit_steps=1'] * (name == 'dynamics'))
+            if code:
+                configurator.stop(code, words)
 
 # -----------------------------------------------------------------------------
 # measure
 
-if stage == 'all' and ('RANK' in os.environ or profile) and not scaling:
-    configurator.stop(2, 'config: --stage=all is for one process and without a profile\nexpected one of --stage=' + ', '.join(stages))
-if prepare and 'RANK' not in os.environ:
-    make_missing()
-bench = bench_scaling if scaling else bench_all if stage == 'all' else bench_sampling if stage == 'sample' else bench_training
-report = bench()
-if json and int(os.environ.get('RANK', 0)) == 0:
-    try:
+if (ddp or profile) and (scaling or stage == 'all'):
+    configurator.stop(2, 'config: torchrun and --profile are for one stage\nexpected one of --stage=' + ', '.join(stages))
+try:
+    if prepare and not ddp:
+        make_missing()
+    if scaling:
+        report = bench_scaling()
+    elif stage == 'all':
+        report = bench_all()
+        show(report)
+    else:
+        report = bench_sampling() if stage == 'sample' else bench_training()
+        if master:
+            show({stage: report})
+    if json and master:
         with data.replacing(json) as tmp, open(tmp, 'w') as f:
             f.write(dumps(report, indent=1) + '\n')
-    except data.DiskError as e:
-        configurator.stop(7, e)
+except data.DiskError as e:
+    configurator.stop(7, e)
