@@ -13,9 +13,9 @@ Keys that bench.py does not have are those of the stage (of sample.py for --stag
 is timed is the stage itself: its script is executed down to the training loop, and then updates are made with the
 batches, network and optimizers that it has set up. Nothing of the run is written.
 
-frames/s are those of the training log: all frames of the clips. FLOPs are those of matrix products alone, by formula; the
-test holds the formulas against torch's own counter. Utilisation: FLOPs a second over those of one large torch.mm on the same
-device, in the same dtype, in the same run. Medians over the updates.
+frames/s are those of the training log: all frames of the clips. FLOPs are those of the network's matrix products, by
+formula, which a test holds against torch's own counter; what Muon multiplies counts as time alone. Utilisation: FLOPs a
+second over those of one large torch.mm on the same device, in the same dtype, in the same run. Medians over the updates.
 """
 import contextlib
 import io
