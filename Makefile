@@ -1,5 +1,6 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
 # make test    a fresh machine -> .venv, the whole test suite
+# make bench   how fast the stages and sampling are, for $(CONFIG) and for the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
 PYTHON ?= python3
 BIN = .venv/bin
@@ -7,7 +8,7 @@ CONFIG = config/tiny.py
 OUT = out/tiny
 
 .DEFAULT_GOAL = all
-.PHONY: all test faults clean
+.PHONY: all test faults bench clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -38,6 +39,10 @@ test: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/python -m pytest -q tests --faults_only --kills=20 --faults_json=faults.json
+
+bench: data/tiny.h5
+	$(BIN)/python bench.py $(CONFIG)
+	$(BIN)/python bench.py config/failed_run.py
 
 clean:
 	rm -rf out data/tiny.*

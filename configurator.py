@@ -23,7 +23,7 @@ def one_of(*choices):
 
 # what a value must be beyond having the type of its default: keys (* matches anything), words for the message, test
 LIMITS = [
-    ('max_iters *_interval eval_iters *_batch_size',         '>= 1', lambda v: v >= 1),
+    ('max_iters *_interval eval_iters n_iters *_batch_size', '>= 1', lambda v: v >= 1),
     ('keep_checkpoints save_seconds ddp_timeout',            '>= 1', lambda v: v >= 1),
     ('n_layer n_head n_embd patch_size frame_stride',        '>= 1', lambda v: v >= 1),
     ('maskgit_steps context_frames',                         '>= 1', lambda v: v >= 1),
@@ -44,6 +44,8 @@ LIMITS = [
     ('optimizer',     *one_of('muon', 'adamw')),
     ('on_diverge',    *one_of('stop', 'rollback')),
     ('action_source', *one_of('latent', 'labels', 'none')),
+    ('stage',         *one_of('all', 'tokenizer', 'latent_actions', 'dynamics', 'sample')),
+    ('prepare',     '0, or 64, 128, 192 ...', lambda v: v >= 0 and v % 64 == 0),
 ]
 
 class ConfigError(Exception):
