@@ -511,8 +511,8 @@ class Dynamics(nn.Module):
 
         tokens (B,T,N): the context. actions (B,T-1+n): those between the context's frames, then one for each new
         frame. temperature divides the logits; 0 takes the most likely token. Returns (B,T+n,N).
-        Each step predicts all hidden tokens and keeps a random part of them, by the cosine schedule: few first, all
-        in the last. (Keeping the most confident ones copies the last frame: what does not move is always surest.)
+        Each step draws a random part of the hidden tokens, by the cosine schedule: few first, all that are left in the
+        last. (Keeping the most confident ones copies the last frame: what does not move is always surest.)
         """
         c = self.config
         missing = max(0, c.seq_len - 1 - tokens.size(1))                             # a past too short: its first frame, repeated
@@ -522,18 +522,21 @@ class Dynamics(nn.Module):
             window = slice(t - c.seq_len + 1, t)
             past = self.past(tokens[:, window], actions[:, window])
             frame = torch.full_like(tokens[:, 0], c.vocab_size)
-            order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1).argsort(-1)
+            order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1)
+            shown = 0
             for step in range(maskgit_steps):
-                logits = self.logits(self.trunk(past, frame))
+                hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
+                places = order[:, shown:c.n_tokens - math.floor(hidden * c.n_tokens + 1e-6)]         # (B,k)
+                shown += places.size(1)
+                x = self.trunk(past, frame).gather(1, places[..., None].expand(-1, -1, c.n_embd))
+                logits = self.logits(x)                                              # of those alone: few, with a large vocabulary
                 if temperature == 0:
                     guess = logits.argmax(-1)
                 else:
                     p = (logits / temperature).softmax(-1)
                     guess = torch.multinomial(p.flatten(0, 2), 1, generator=generator).view(p.shape[:-1])
                 guess = (guess * self.place).sum(-1).clamp(max=c.vocab_size - 1)
-                hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
-                revealed = order >= math.floor(hidden * c.n_tokens + 1e-6)
-                frame = torch.where((frame == c.vocab_size) & revealed, guess, frame)
+                frame = frame.scatter(1, places, guess)
             tokens = torch.cat([tokens, frame[:, None]], 1)
         return tokens[:, missing:]
 

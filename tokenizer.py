@@ -215,7 +215,7 @@ if fsdp:
         fully_shard(m)
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]
-optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)]
+optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)]
 if hidden:                                                  # updates as large as AdamW's: one learning_rate for both
     optimizers.append(torch.optim.Muon(hidden.values(), learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
