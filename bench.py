@@ -77,10 +77,17 @@ def block(D, L, attentions=1):
     return attentions * 4 * D * D + 8 * D * D + 2 * L * D
 
 
+def decoder(model, T=0):
+    """Multiply-adds a patch in the blocks of the tokenizer's decoder; T frames if it looks at earlier ones. In a large frame every
+    other block looks at a window."""
+    looks = [b.window ** 2 if b.windowed(model.n_tokens) else model.n_tokens for b in model.dec_blocks]
+    return sum(block(model.config.n_embd, L + T, 2 if T else 1) for L in looks)
+
+
 def tokenizer_flops(model, B, T):
     """B clips of T frames -> FLOPs of the forward pass, of forward and backward."""
     c, N, P, D, d = model.config, model.n_tokens, 3 * model.config.patch_size ** 2, model.config.n_embd, len(model.config.levels)
-    blocks = (c.n_layer_encoder + c.n_layer) * (block(D, N + T, 2) if c.temporal else block(D, N))
+    blocks = decoder(model, T * c.temporal) + c.n_layer_encoder * (block(D, N + T, 2) if c.temporal else block(D, N))
     embed = 2 * B * T * N * P * D                                                    # pixels need no gradient
     others = 2 * B * T * N * (8 * D * D + blocks + 2 * d * D + D * P)                # the encoder's first block is an MLP alone
     return embed + others, 2 * embed + 3 * others
@@ -109,12 +116,13 @@ def dynamics_flops(model, B, T=None):
 
 
 def sample_flops(tokenizer, dynamics, B, maskgit_steps):
-    """One frame of B rollouts: every step predicts all tokens; then the decoder."""
+    """One frame of B rollouts: every step that reveals a token looks at all; the head sees each once; then the decoder."""
     c, t = dynamics.config, tokenizer.config
     N, D, E = c.n_tokens, c.n_embd, t.n_embd
-    step = c.n_layer * block(D, N) + D * dynamics.head.out_features
-    decode = t.n_layer * block(E, N) + len(t.levels) * E + 3 * t.patch_size ** 2 * E
-    return 2 * B * N * (maskgit_steps * step + decode)
+    steps = len({math.floor(math.cos(math.pi / 2 * i / maskgit_steps) * N + 1e-6) for i in range(maskgit_steps + 1)}) - 1
+    step = steps * c.n_layer * block(D, N) + D * dynamics.head.out_features
+    decode = decoder(tokenizer) + len(t.levels) * E + 3 * t.patch_size ** 2 * E
+    return 2 * B * N * (step + decode)
 
 
 flops = dict(tokenizer=tokenizer_flops, latent_actions=latent_actions_flops, dynamics=dynamics_flops)
@@ -179,8 +187,11 @@ def update(s, it):
         batch = s.get_batch('train', it, micro_step)
         torch.manual_seed(s.keyed(0, it, micro_step * s.world_size + s.rank))
         clock.append(('data', now(s.device)))
-        if s.ddp:
-            s.model.require_backward_grad_sync = micro_step == s.grad_accum_steps - 1
+        last = micro_step == s.grad_accum_steps - 1
+        if s.fsdp:
+            s.model.set_requires_gradient_sync(last)
+        elif s.ddp:
+            s.model.require_backward_grad_sync = last
         with s.ctx:
             loss, metrics = s.model(*batch)
         clock.append(('forward', now(s.device)))
@@ -189,7 +200,8 @@ def update(s, it):
         clock.append(('backward', now(s.device)))
     for o in s.optimizers:
         s.scaler.unscale_(o)
-    grad_norm = torch.nn.utils.clip_grad_norm_(s.raw_model.parameters(), s.grad_clip or math.inf).item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(s.raw_model.parameters(), s.grad_clip or math.inf)
+    grad_norm = (grad_norm.full_tensor() if s.fsdp else grad_norm).item()
     if math.isfinite(grad_norm):
         for o in s.optimizers:
             s.scaler.step(o)

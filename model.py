@@ -85,21 +85,33 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Space attention (within a frame, if spatial), causal time attention (one patch through the frames, if temporal), MLP; pre-norm."""
+    """Space attention (within a frame, if spatial, or only within windows of so many patches squared, where they fit in), causal time
+    attention (one patch through the frames, if temporal), MLP; pre-norm."""
 
-    def __init__(self, n_embd, n_head, temporal, grid_width, spatial=True):
+    def __init__(self, n_embd, n_head, temporal, grid_width, spatial=True, window=0):
         super().__init__()
-        self.grid_width = grid_width                                                 # patches in a row of the frame
+        self.grid_width, self.window = grid_width, window                            # patches in a row of the frame
         self.space = Attention(n_embd, n_head) if spatial else None
         self.time = Attention(n_embd, n_head) if temporal else None
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd))
+
+    def windowed(self, n_tokens):
+        """Is a frame of so many patches larger than a window, and made of whole ones?"""
+        rows = n_tokens // self.grid_width
+        return bool(self.window) and n_tokens > self.window ** 2 and rows % self.window == self.grid_width % self.window == 0
 
     def forward(self, x):
         """x (B,T,N,D) -> the same shape."""
         B, T, N, D = x.shape
         if self.space is not None:
             # by row and column, so that "the patch to the left" is learned once and not for every place
-            x = x + self.space(norm(x).view(B * T, N, D), self.grid_width).view(B, T, N, D)
+            if self.windowed(N):
+                w, rows, columns = self.window, N // self.grid_width // self.window, self.grid_width // self.window
+                y = norm(x).view(B * T, rows, w, columns, w, D).transpose(2, 3).reshape(-1, w * w, D)
+                y = self.space(y, w).view(B * T, rows, columns, w, w, D).transpose(2, 3)
+                x = x + y.reshape(B, T, N, D)
+            else:
+                x = x + self.space(norm(x).view(B * T, N, D), self.grid_width).view(B, T, N, D)
         if self.time is not None:
             y = norm(x).transpose(1, 2).reshape(B * N, T, D)
             x = x + self.time(y).view(B, N, T, D).transpose(1, 2)
@@ -199,7 +211,9 @@ class Tokenizer(nn.Module):
         self.to_latent = nn.Linear(c.n_embd, d)
         self.from_code = nn.Linear(d, c.n_embd)
         self.dec_pos = nn.Parameter(0.02 * torch.randn(self.n_tokens, c.n_embd))
-        self.dec_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size) for _ in range(c.n_layer))
+        # tokens already say what is where: in a large frame every other block looks at what is near only, in a quarter of the time
+        self.dec_blocks = nn.ModuleList(Block(c.n_embd, c.n_head, c.temporal, c.width // c.patch_size, window=16 if i % 2 else 0)
+                                        for i in range(c.n_layer))
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
@@ -528,6 +542,8 @@ class Dynamics(nn.Module):
                 hidden = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)          # fraction that stays hidden
                 places = order[:, shown:c.n_tokens - math.floor(hidden * c.n_tokens + 1e-6)]         # (B,k)
                 shown += places.size(1)
+                if not places.size(1):                                               # more steps than tokens
+                    continue
                 x = self.trunk(past, frame).gather(1, places[..., None].expand(-1, -1, c.n_embd))
                 logits = self.logits(x)                                              # of those alone: few, with a large vocabulary
                 if temperature == 0:

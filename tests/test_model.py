@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import model as models
-from model import (FSQ, Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer, TokenizerConfig, patchify,
+from model import (FSQ, Block, Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer, TokenizerConfig, patchify,
                    unpatchify)
 
 
@@ -109,6 +109,24 @@ def test_a_token_says_what_is_in_its_patch_and_nothing_else():
     y[..., :4, :4], y[..., 4:, 12:] = noise(1, 1, 3, 4, 4, seed=1), x[..., :4, :4]
     a, b = m.encode(x)[0, 0], m.encode(y)[0, 0]
     assert a[0] != b[0] and torch.equal(a[1:7], b[1:7]) and b[7] == a[0]
+
+
+def test_a_windowed_block_looks_at_its_window_alone():
+    """4 x 6 patches in windows of 2 x 2; a grid that is not made of whole windows is looked at as a whole."""
+    block = Block(16, 1, False, 6, window=2)
+    torch.nn.init.normal_(block.space.proj.weight)
+    x = noise(1, 1, 24, 16).requires_grad_()
+    block(x)[0, 0, 9].sum().backward()                            # row 1, column 3: the window of rows 0-1 and columns 2-3
+    assert x.grad[0, 0].abs().sum(-1).nonzero().flatten().tolist() == [2, 3, 8, 9]
+    y = x[:, :, [2, 3, 8, 9]]                                      # that window alone, as a frame of its own
+    small = Block(16, 1, False, 2, window=2)
+    small.load_state_dict(block.state_dict())
+    assert torch.allclose(small(y), block(x)[:, :, [2, 3, 8, 9]], atol=1e-5)
+    odd = Block(16, 1, False, 5, window=2)
+    torch.nn.init.normal_(odd.space.proj.weight)
+    x = noise(1, 1, 20, 16).requires_grad_()
+    odd(x)[0, 0, 9].sum().backward()
+    assert (x.grad[0, 0].abs().sum(-1) > 0).all()
 
 
 # -----------------------------------------------------------------------------
@@ -265,6 +283,13 @@ def test_maskgit_reveals_few_first_and_all_in_the_last_step(watch):
     assert hidden[0] == 64 and revealed[0] <= 2 and revealed[-1] == max(revealed) and sum(revealed) == 64
     assert revealed == sorted(revealed)
     assert (out < 60).all(), 'a mask token is left in the output'
+
+
+def test_more_steps_than_tokens(watch):
+    m = dynamics(n_tokens=8)
+    looks = watch(m)
+    out = m.generate(tokens(2, 3, 8), torch.zeros(2, 3, dtype=torch.long), maskgit_steps=40)
+    assert len(looks) == 8 and (out < 60).all()                  # one token each, and no look for nothing
 
 
 def test_a_revealed_token_stays(watch):
