@@ -192,8 +192,10 @@ def once(name, compute, *key):
 
 token_type = np.int16 if tokenizer.vocab_size <= 2 ** 15 else np.int32
 tokens_cache = once('tokens', tokens_of, parents['tokenizer'])
-actions_cache = once('actions', actions_of, parents['latent_actions'], frame_stride) if action_source == 'latent' else \
-    recording.actions.astype(np.int32) if action_source == 'labels' else np.zeros(len(frames), np.int32)
+if action_source == 'latent':
+    actions_cache = once('actions', actions_of, parents['latent_actions'], frame_stride)
+else:
+    actions_cache = recording.actions.astype(np.int32) if action_source == 'labels' else np.zeros(len(frames), np.int32)
 all_tokens, all_actions = (data.to_device(x, device) for x in (tokens_cache, actions_cache))
 
 def gather(picks, length):

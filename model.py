@@ -7,6 +7,7 @@ nh heads of size hs. All models are trained through one contract: loss, metrics 
 import functools
 import math
 import os
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,9 @@ def unpatchify(x, p, H, W):
 def norm(x):
     """RMSNorm without parameters."""
     return F.rms_norm(x, (x.size(-1),))
+
+
+warnings.filterwarnings('ignore', 'Dynamo detected a call to a .functools.lru_cache')     # torch.compile looks through it, which is right
 
 
 @functools.lru_cache(maxsize=32)
