@@ -80,11 +80,10 @@ class Attention(nn.Module):
     def forward(self, x, row=0):
         """x (S,L,D): L patches in rows of `row`, or, 0, L frames, none of which looks at a later one."""
         S, L, D = x.shape
-        q, k, v = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)    # (S,nh,L,hs)
-        q, k = norm(q), norm(k)
-        turn = turns(L, row, D // self.n_head // (4 if row else 2), x.device, q.dtype)
-        q, k = rotary(q, *turn), rotary(k, *turn)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=not row)
+        qkv = self.qkv(x).view(S, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)        # (3,S,nh,L,hs)
+        qk = norm(qkv[:2])
+        q, k = rotary(qk, *turns(L, row, D // self.n_head // (4 if row else 2), x.device, qk.dtype))
+        y = F.scaled_dot_product_attention(q, k, qkv[2], is_causal=not row)
         return self.proj(y.transpose(1, 2).reshape(S, L, D))
 
 
