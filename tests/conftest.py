@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -95,23 +97,43 @@ def recording(path, n=160, size=16, compression='lzf'):
     return str(path)
 
 
-def process(script, *args, env=(), ranks=0):
-    """What subprocess wants to know to run a script, alone or on so many ranks."""
+def process(script, *args, env=(), torchrun=0):
+    """What subprocess wants to know to run a script, alone or on so many ranks of torchrun."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    if ranks:
-        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+    if torchrun:
+        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}']
     return dict(args=command, text=True, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)})
 
 
-def run(script, *args, **more):
+def start(script, *args, env=(), torchrun=0, **more):
+    return subprocess.Popen(**process(script, *args, env=env, torchrun=torchrun), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
+    """Two ranks without torchrun: three seconds quicker, and the exit codes are theirs. Returns [(code, stdout, stderr)] of those waited
+    for; the others are killed then."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    where = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    both = [start(script, *args, env={**where, 'RANK': str(r), 'LOCAL_RANK': str(r), **env[r]}) for r in range(2)]
+    try:
+        said = {r: both[r].communicate(timeout=240) for r in wait_for}
+    finally:
+        for p in both:
+            p.kill()
+    return [(both[r].returncode, *said[r]) for r in wait_for]
+
+
+def run(script, *args, env=(), ranks=0, torchrun=0):
     t0 = time.time()
-    done = subprocess.run(**process(script, *args, **more), capture_output=True, timeout=240)
+    if ranks:
+        codes, *said = zip(*pair(script, *args, env=[dict(env)] * ranks))
+        done = SimpleNamespace(returncode=max(codes, key=abs), stdout=''.join(said[0]), stderr=''.join(said[1]))
+    else:
+        done = subprocess.run(**process(script, *args, env=env, torchrun=torchrun), capture_output=True, timeout=240)
     done.seconds = time.time() - t0
     return done
-
-
-def start(script, *args, env=(), ranks=0, **more):
-    return subprocess.Popen(**process(script, *args, env=env, ranks=ranks), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
 def train(script, *args, **more):

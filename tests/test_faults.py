@@ -22,7 +22,7 @@ import torch
 
 import checkpoint
 import model
-from conftest import ROOT, STAGES, log, refused, run, start, train
+from conftest import ROOT, STAGES, log, pair, refused, run, start, train
 from test_training import sections
 
 row = pytest.mark.row
@@ -44,23 +44,6 @@ def until(process, begins):
         if line.startswith(begins):
             return line
     raise AssertionError(process.stderr.read())
-
-
-def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
-    """Two ranks without torchrun: the exit codes are theirs, not torchrun's. Returns [(code, stdout, stderr)] of those waited for; the
-    others are killed then."""
-    import socket
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    where = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    both = [start(script, *args, env={**where, 'RANK': str(r), 'LOCAL_RANK': str(r), **env[r]}) for r in range(2)]
-    try:
-        said = {r: both[r].communicate(timeout=100) for r in wait_for}
-    finally:
-        for p in both:
-            p.kill()
-    return [(both[r].returncode, *said[r]) for r in wait_for]
 
 
 # -----------------------------------------------------------------------------
@@ -145,7 +128,7 @@ def test_sigterm_to_the_whole_group_loses_nothing(world, tmp_path):
 
 @row(8)
 def test_sigterm_to_torchrun(world, tmp_path):
-    p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', '--max_iters=100000', '--eval_interval=100000', ranks=2)
+    p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', '--max_iters=100000', '--eval_interval=100000', torchrun=2)
     until(p, 'iter 2/')
     p.send_signal(signal.SIGTERM)
     p.communicate(timeout=90)
@@ -156,7 +139,7 @@ def test_sigterm_to_torchrun(world, tmp_path):
 @pytest.mark.parametrize('kind', ['kill', 'raise'])
 def test_a_rank_dies(world, pair_of_ranks, tmp_path, kind):
     t0 = time.time()
-    done = run('tokenizer.py', world[0], f'--out_dir={tmp_path}', ranks=2, env={'FAULT': f'{kind}@5:1'})
+    done = run('tokenizer.py', world[0], f'--out_dir={tmp_path}', torchrun=2, env={'FAULT': f'{kind}@5:1'})
     assert done.returncode == 1 and time.time() - t0 < 60
     if kind == 'raise':
         assert 'a fault was asked for at iter 5' in done.stderr
