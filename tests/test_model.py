@@ -263,6 +263,15 @@ def test_a_short_context_is_filled_up_with_its_first_frame(watch):
     assert torch.equal(looks[1].past[:, 2], out[:, 1]) and looks[1].actions.tolist() == [[4, 1, 2], [4, 3, 1]]
 
 
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    m, t = dynamics(n_tokens=1), tokens(1, 4, 1)
+    t[:, 3], actions = 60, torch.ones(1, 3, dtype=torch.long)
+    p = (m.head(look(m, t, actions))[0, 0] / 0.7).softmax(-1)
+    out = m.generate(t[:, :3].expand(20_000, -1, -1), actions.expand(20_000, -1), 1, 0.7, torch.Generator().manual_seed(0))
+    found = torch.bincount(out[:, 3, 0], minlength=60) / 20_000
+    assert (found - p).abs().max() < 4 * (p.max() / 20_000).sqrt()
+
+
 def test_higher_temperature_means_more_entropy():
     m, t = dynamics(), tokens(1).expand(256, -1, -1)
     entropy = []
