@@ -345,7 +345,7 @@ def test_clips_are_exactly_the_pixels(tmp_path):
     assert x.min() >= -1 and x.max() <= 1
     resident = data.clips(torch.from_numpy(np.array(ds.frames)), starts, 4, 3, 'cpu')
     assert torch.equal(resident, x), 'frames kept on the device give another batch'
-    assert data.to_device(ds, 'cpu') is ds.frames
+    assert data.to_device(ds.frames, 'cpu') is ds.frames
     every = torch.arange(256).reshape(1, 1, 16, 16).expand(1, 3, 16, 16) / 127.5 - 1
     assert np.array_equal(data.to_uint8(every)[0, :, :, 0].ravel(), np.arange(256))
     assert np.array_equal(data.to_uint8(x), ds.frames[starts[:, None] + 3 * np.arange(4)])
@@ -355,7 +355,7 @@ def test_clips_are_exactly_the_pixels(tmp_path):
 def test_clips_on_the_gpu(tmp_path):
     ds = made(tmp_path, 60)
     x = data.clips(ds.frames, np.array([5, 0]), 4, 3, 'cpu')
-    on_gpu = data.to_device(ds, 'cuda')
+    on_gpu = data.to_device(ds.frames, 'cuda')
     assert on_gpu.is_cuda
     for frames in (ds.frames, on_gpu):
         y = data.clips(frames, np.array([5, 0]), 4, 3, 'cuda')
