@@ -57,10 +57,10 @@ def test_shared_keys_come_with_the_same_names_in_the_same_order():
 def test_windows_of_a_new_scene_end_in_one(stride):
     """A new scene at frame 10; elsewhere one token in four changes."""
     text, n = sections('dynamics')['data'], 50
-    tokens = torch.zeros(n, 4, dtype=torch.int32)
-    tokens[:, 0] = torch.arange(n)
+    tokens = np.zeros((n, 4), np.int16)
+    tokens[:, 0] = np.arange(n)
     tokens[10:, 1:] = 1
-    names = dict(all_tokens=tokens, frame_stride=stride, seq_len=3, starts={'train': np.arange(n - 2 * stride)},
+    names = dict(tokens_cache=tokens, frame_stride=stride, seq_len=3, starts={'train': np.arange(n - 2 * stride)},
                  tokenizer=type('T', (), dict(n_tokens=4)))
     exec(text[text.index('changes = '):text.index('def get_batch')], names)
     assert names['new_scene'].tolist() == list(range(10 - 2 * stride, 10 - stride))
