@@ -84,8 +84,9 @@ def open_run(folder, iter, need):
     """
     log = os.path.join(folder, 'log.csv')
     try:
-        if free_space(folder) < need:
-            raise DiskError(f'{folder}: found {free_space(folder) / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints\n'
+        free = free_space(folder)
+        if free < need:
+            raise DiskError(f'{folder}: found {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints\n'
                             'make room, or use another --out_dir')
         if iter is None and os.path.exists(folder):
             aside = next(f'{folder}.{k}' for k in range(1, 10**6) if not os.path.exists(f'{folder}.{k}'))

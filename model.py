@@ -552,7 +552,7 @@ class Dynamics(nn.Module):
                 if temperature == 0:
                     guess = logits.argmax(-1)
                 else:
-                    # where a random number falls in the summed probabilities: a fifteenth of the time of torch.multinomial
+                    # where a random number falls in the summed probabilities; torch.multinomial takes 40 times as long on a CPU
                     below = (logits / temperature).softmax(-1).cumsum(-1)
                     u = torch.rand(below[..., :1].shape, device=frame.device, generator=generator) * below[..., -1:]
                     guess = torch.searchsorted(below, u, right=True)[..., 0].clamp(max=self.base - 1)
