@@ -110,7 +110,7 @@ def latent_actions_flops(model, B, T):
 def dynamics_flops(model, B, T=None):
     """The same. The past is summed into the new frame, so T does not matter; the head sees masked tokens alone."""
     c, D = model.config, model.config.n_embd
-    masked = sum(math.ceil((0.5 + 0.5 * (i + 0.5) / B) * c.n_tokens) for i in range(B))
+    masked = sum(model.n_masked(B, i) for i in range(B))
     forward = 2 * (B * c.n_tokens * c.n_layer * block(D, c.n_tokens) + masked * D * model.head.out_features)
     return forward, 3 * forward
 
@@ -176,32 +176,33 @@ def matmul_rate(device, dtype):
 
 
 def update(s, it):
-    """Update `it` of script s, as in its training loop: from get_batch to zero_grad, and the mean of the loss over the ranks
-    -> points in time, [(part that ends there, time)], and the loss."""
+    """Update `it` of script s, as in its training loop, to zero_grad -> points in time, [(part that ends there, time)], and the
+    mean of the loss over the ranks."""
     clock = [('', now(s.device))]
     for o in s.optimizers:
         for group in o.param_groups:
             group['lr'] = s.guard['rate'] * s.get_lr(it)
     sums = 0
     for micro_step in range(s.grad_accum_steps):
-        batch = s.get_batch('train', it, micro_step)
         torch.manual_seed(s.keyed(0, it, micro_step * s.world_size + s.rank))
-        clock.append(('data', now(s.device)))
         last = micro_step == s.grad_accum_steps - 1
         if s.fsdp:
             s.model.set_requires_gradient_sync(last)
         elif s.ddp:
             s.model.require_backward_grad_sync = last
         with s.ctx:
-            loss, metrics = s.model(*batch)
+            loss, metrics = s.model(*s.batch)
         clock.append(('forward', now(s.device)))
         s.scaler.scale(loss / s.grad_accum_steps).backward()
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
         clock.append(('backward', now(s.device)))
+        s.batch = s.get_batch('train', it + last, 0 if last else micro_step + 1)
+        clock.append(('data', now(s.device)))
     for o in s.optimizers:
         s.scaler.unscale_(o)
     grad_norm = torch.nn.utils.clip_grad_norm_(s.raw_model.parameters(), s.grad_clip or math.inf)
-    grad_norm = (grad_norm.full_tensor() if s.fsdp else grad_norm).item()
+    grad_norm = grad_norm.full_tensor() if s.fsdp else grad_norm
+    loss, *_, grad_norm = s.all_mean(torch.cat([sums / s.grad_accum_steps, grad_norm[None]])).tolist()
     if math.isfinite(grad_norm):
         for o in s.optimizers:
             s.scaler.step(o)
@@ -210,13 +211,13 @@ def update(s, it):
     s.scaler.update()
     for o in s.optimizers:
         o.zero_grad(set_to_none=True)
-    loss = s.all_mean(sums / s.grad_accum_steps).tolist()[0]
     clock.append(('optimizer', now(s.device)))
     return clock, loss
 
 
 def timed(s, n, warm_up=2):
     """n updates after the first ones, which are slower -> median seconds of an update and of its parts, and all losses."""
+    s.batch = s.get_batch('train', 1, 0)
     clocks, losses = zip(*(update(s, it) for it in range(1, warm_up + n + 1)))
     rows = []
     for clock in clocks[warm_up:]:

@@ -427,12 +427,11 @@ def to_device(array, device):
 def rows(array, index, device):
     """array[index] as a tensor on the device; array: what to_device returns, index: whole numbers of any shape."""
     import torch
-    if isinstance(array, torch.Tensor):
-        return array[torch.from_numpy(index).to(array.device)]
-    x = torch.from_numpy(array[index])
+    x = torch.from_numpy(index if isinstance(array, torch.Tensor) else array[index])
     if torch.device(device).type == 'cuda':
         x = x.pin_memory()                                            # so that the copy does not wait for the GPU
-    return x.to(device, non_blocking=True)
+    x = x.to(device, non_blocking=True)
+    return array[x] if isinstance(array, torch.Tensor) else x
 
 
 def clips(frames, starts, seq_len, frame_stride, device):

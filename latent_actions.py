@@ -343,7 +343,7 @@ signals = []                                                # acted upon after t
 for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, lambda number, frame: signals.append(number))
 
-it, state, reason, term, failed_saves, saved_iter, window = iter_start, '', '', 0, 0, iter_start, []
+it, state, reason, term, failed_saves, saved_iter, window, batch = iter_start, '', '', 0, 0, iter_start, [], None
 val_columns = estimate_loss()                               # before the first update: a mistake in it shows at once
 if master_process:
     print(f'iter {it}/{max_iters} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val_columns.items()), flush=True)
@@ -356,7 +356,7 @@ while it < max_iters and not state:
             group['lr'] = lr
     sums = 0
     for micro_step in range(grad_accum_steps):
-        batch = get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)      # after a rollback: other batches
+        batch = batch or get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)     # after a rollback: other batches
         torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
         last = micro_step == grad_accum_steps - 1           # gradients meet once an update
         if fsdp:
@@ -368,11 +368,19 @@ while it < max_iters and not state:
         loss = checkpoint.fault(it, loss, raw_model)        # for the tests
         scaler.scale(loss / grad_accum_steps).backward()
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
+        # the next one is read and sent off while the GPU still computes
+        batch = get_batch('train', it + last + guard['rollbacks'] * max_iters, 0 if last else micro_step + 1)
     for o in optimizers:
         scaler.unscale_(o)
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
-    grad_norm = (grad_norm.full_tensor() if fsdp else grad_norm).item()                 # waits for the GPU
-    if math.isfinite(grad_norm):                            # averaged over the ranks, so they all decide the same
+    grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
+
+    # one small all-reduce an update, and the only time that the host waits for the GPU: what all ranks decide by. The norm
+    # and the loss, was any told to stop, is it time to save
+    flags = [signal.SIGTERM in signals, signal.SIGINT in signals, master_process and time.time() - t_saved > save_seconds]
+    known = torch.cat([sums / grad_accum_steps, grad_norm[None], torch.tensor(flags).to(sums)])
+    *means, grad_norm, term, interrupt, overdue = all_mean(known).tolist()
+    if math.isfinite(grad_norm):
         for o in optimizers:
             scaler.step(o)
         if ema:
@@ -386,10 +394,6 @@ while it < max_iters and not state:
     scaler.update()
     for o in optimizers:
         o.zero_grad(set_to_none=True)
-
-    # one small all-reduce an update: the loss of all ranks, was any told to stop, is it time to save
-    flags = [signal.SIGTERM in signals, signal.SIGINT in signals, master_process and time.time() - t_saved > save_seconds]
-    *means, term, interrupt, overdue = all_mean(torch.cat([sums / grad_accum_steps, torch.tensor(flags).to(sums)])).tolist()
     if math.isfinite(means[0]):
         window.append(means)
         reason = reason or diverging(means[0])
@@ -483,7 +487,7 @@ while it < max_iters and not state:
             guard.update(rate=rate, rollbacks=rollbacks)
             if master_process:
                 print(f'iter {it}: {reason}\nrollback {rollbacks} to iter {ckpt["iter"]} at {rate} times the learning rate', flush=True)
-            it, state, reason = ckpt['iter'], '', ''
+            it, state, reason, batch = ckpt['iter'], '', '', None
             del ckpt
     t_log = time.time()
 

@@ -169,7 +169,8 @@ class FSQ(nn.Module):
 
 def usage(tokens, vocab_size):
     """Fraction of the vocabulary that occurs in tokens, and the entropy (nats) of how often each does."""
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size).float()
+    tokens = tokens.flatten()                                # (torch.bincount would wait for the GPU)
+    p = torch.zeros(vocab_size, device=tokens.device).index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.float32))
     used, p = (p > 0).float().mean(), p / p.sum()
     return used, -(p * p.clamp(min=1e-10).log()).sum()
 
@@ -478,6 +479,11 @@ class Dynamics(nn.Module):
             x = block(x)
         return norm(x)[:, 0]
 
+    def n_masked(self, B, i):
+        """How many tokens the i-th of B clips hides in training. Mask ratios U(0.5, 1), stratified over the batch: all batches
+        hide the same number, so shapes are static and the mean over ranks and micro-batches is the mean over tokens."""
+        return -(-self.config.n_tokens * (2 * B + 2 * i + 1) // (4 * B))             # ceil((0.5 + 0.5 (i + 0.5) / B) N)
+
     def forward(self, tokens, actions):
         """tokens (B,T,N), actions (B,T-1) -> loss (cross-entropy at the masked positions of the last frame), metrics."""
         c = self.config
@@ -488,22 +494,21 @@ class Dynamics(nn.Module):
             noise = torch.rand_like(past, dtype=torch.float32)
             rate = c.corrupt * torch.rand(B, T - 1, 1, device=tokens.device)
             past = torch.where(noise < rate, torch.randint_like(past, c.vocab_size), past)
-        # mask ratios U(0.5, 1), stratified over the batch: every batch hides the same number of tokens, so shapes are
-        # static and the mean over ranks and micro-batches is the mean over tokens
-        u = (torch.randperm(B, device=tokens.device) + 0.5) / B
-        n_masked = ((0.5 + 0.5 * u) * N).ceil()[:, None]
-        mask = torch.rand(B, N, device=tokens.device).argsort(-1) < n_masked
+        n_masked = self.n_masked(B, torch.randperm(B, device=tokens.device))
+        mask = torch.rand(B, N, device=tokens.device).argsort(-1) < n_masked[:, None]
         frame = target.masked_fill(mask, c.vocab_size)
+        # where it is, as so many numbers as there must be: mask itself as an index would wait for the GPU
+        places = mask.flatten().int().argsort(descending=True, stable=True)[:sum(self.n_masked(B, i) for i in range(B))]
 
         def loss_under(actions):
-            logits = self.logits(self.trunk(self.past(past, actions), frame)[mask])
-            error = F.cross_entropy(logits.flatten(0, 1), self.digits(target[mask]).flatten(), reduction='none')
+            logits = self.logits(self.trunk(self.past(past, actions), frame).flatten(0, 1).index_select(0, places))
+            error = F.cross_entropy(logits.flatten(0, 1), self.digits(target.flatten()[places]).flatten(), reduction='none')
             error = error.view(-1, self.n_digits).sum(1)                             # nats a token
             if not self.training:
                 return error.mean()
             # a step of the hero changes a few tokens, a new screen all of them: a token that changes alone counts most.
             # The number that is logged stays the plain mean, to be held against chance
-            weight = (1 + self.changed_weight * changed / (changed.sum(1, keepdim=True) + 8))[mask]
+            weight = (1 + self.changed_weight * changed / (changed.sum(1, keepdim=True) + 8)).flatten()[places]
             weighted = (weight * error).mean()
             return weighted + (error.mean() - weighted).detach()
 

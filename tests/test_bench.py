@@ -1,12 +1,14 @@
 """bench.py: its formulas against torch's own counter, and that it trains as the scripts do, and writes nothing of the run."""
 import hashlib
 import json
+import signal
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, STAGES, log, refused, run, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
@@ -105,6 +107,34 @@ def test_the_table_of_all_stages(world, tmp_path):
 def test_it_trains_as_the_script_does(bench, world, stage):
     report = bench(world[0], f'--stage={stage}', '--n_iters=2')['bench_training']()
     assert report['losses'] == [float(row['loss']) for row in log(world[1], stage)[:4]]      # two to warm up, two that are timed
+
+
+class Waits(TorchDispatchMode):
+    """Hears of the operations after which the host has to know what the GPU has computed."""
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f.overloadpacket.__name__
+        by_mask = name in ('index', 'index_put', 'index_put_') and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if by_mask or name in ('_local_scalar_dense', 'nonzero', 'bincount', 'masked_select', '_unique2', 'equal'):
+            self.heard.append(name)
+        return f(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch, capsys):
+    """Four updates of the script itself: for the numbers that all ranks decide by, after the next batch was sent off."""
+    names = bench()['execute'](stage, [str(world[0]), '--device_batch_size=4', '--dry_run=True'], 'training loop')
+    waits, tolist = Waits(), torch.Tensor.tolist
+    estimate_loss, get_batch, heard = names['estimate_loss'], names['get_batch'], []
+    waits.heard = heard
+    names['estimate_loss'] = lambda: [estimate_loss(), heard.clear()][0]              # may wait as often as it likes
+    names['get_batch'] = lambda split, *key: [heard.append(key), get_batch(split, *key)][1]
+    monkeypatch.setattr(torch.Tensor, 'tolist', lambda x: heard.append('asked') or tolist(x))
+    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+    with waits:
+        exec((ROOT / f'{stage}.py').read_text().partition('# training loop\n')[2], names)
+    assert 'dry run' in capsys.readouterr().out and names['grad_accum_steps'] == 2
+    assert heard == [(1, 0), *(x for it in range(1, 5) for x in [(it, 1), (it + 1, 0), 'asked'])]
 
 
 def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):
