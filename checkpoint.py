@@ -13,7 +13,9 @@ FORMAT = 1
 REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimizer', 'guard', 'metrics', 'data_id', 'parents')
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be used (exit code 4). damaged: the file itself is bad, so an older one may serve instead."""
+    """A checkpoint cannot be used. damaged: the file itself is bad, so an older one may serve instead."""
+    exit_code = 4
+
     def __init__(self, path, reason, cure='', damaged=False):
         super().__init__(f'checkpoint: {path}: {reason}' + (f'\n{cure}' if cure else ''))
         self.reason, self.damaged = reason, damaged

@@ -222,6 +222,16 @@ def stop(code, message):
         print(f'rank {rank}: {message}', file=sys.stderr, flush=True)
     sys.exit(code)
 
+def find_device(device):
+    """'auto', 'cpu', 'mps', 'cuda' or 'cuda:1' -> the device that is meant; ends the process if torch does not find it here."""
+    import torch
+    there = ['cuda'] * torch.cuda.is_available() + [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    there += ['mps'] * torch.backends.mps.is_available() + ['cpu']
+    if device not in ['auto', *there]:
+        stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
+                f'expected one of {", ".join(there)}; use --device=auto')
+    return there[0] if device == 'auto' else device
+
 def apply(script, namespace):
     """Override the keys in namespace (the globals() of file `script`) from sys.argv; returns them all as a dict."""
     master = int(os.environ.get('RANK', 0)) == 0 # under torchrun one process speaks for all

@@ -41,8 +41,7 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
-if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 batch = 16                        # windows at a time
 atlas_starts, atlas_frames = 4, 8
@@ -51,22 +50,15 @@ atlas_starts, atlas_frames = 4, 8
 # the world and the held-out windows
 
 try:
-    tokenizer, labeller, dynamics, about = load_world(out_dir, device)
-except checkpoint.CheckpointError as e:
-    configurator.stop(4, e)
-frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
-n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
-names = about.get('action_names') or [''] * n_actions           # what each action is called, where the dataset has labels
-length = context + n_frames
-try:
-    recording = data.load(dataset, tokenizer.config.patch_size)
+    tokenizer, labeller, dynamics, about, recording = load_world(out_dir, dataset, device)
+    frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
+    n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
+    length = context + n_frames
     starts = data.windows(recording, 'val', length, frame_stride)
     transitions = data.windows(recording, 'val', 2, frame_stride)
-except data.DataError as e:
+except (checkpoint.CheckpointError, data.DataError) as e:
     configurator.stop(e.exit_code, e)
-if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.width):
-    configurator.stop(3, f'{dataset}: found frames of {recording.frames.shape[1:3]}, expected '
-                         f'{(tokenizer.config.height, tokenizer.config.width)} as the tokenizer in {out_dir} was trained on')
+names = about.get('action_names') or [''] * n_actions           # what each action is called, where the dataset has labels
 starts = starts[np.unique(np.linspace(0, len(starts) - 1, n_windows).astype(int))]
 generator = torch.Generator(device).manual_seed(seed)
 rng = np.random.default_rng([seed, 3])

@@ -18,6 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 import checkpoint
+import data
 
 # -----------------------------------------------------------------------------
 # patches
@@ -590,14 +591,24 @@ def load_stage(out_dir, stage, device):
     return model.to(device).eval().requires_grad_(False), {**about, 'id': checkpoint.weights_id(weights)}
 
 
-def load_world(out_dir, device):
+def load_world(out_dir, dataset, device):
     """The stages that belong together: tokenizer, labeller (None if stage 3 did without stage 2), dynamics, and what the
-    dynamics' checkpoint says. Raises checkpoint.CheckpointError, also when an earlier stage was trained again since: its
-    tokens or actions would mean something else now."""
+    dynamics' checkpoint says; and the recording `dataset` to start from. Raises checkpoint.CheckpointError, also when an earlier
+    stage was trained again since: its tokens or actions would mean something else now. Raises data.DataError if the recording
+    is no such as they were trained on."""
     dynamics, about = load_stage(out_dir, 'dynamics', device)
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
     checkpoint.expect(about, parents={stage: parent['id'] for stage, (_, parent) in parents.items()})
-    return parents['tokenizer'][0], parents['latent_actions'][0] if 'latent_actions' in parents else None, dynamics, about
+    tokenizer, n_actions = parents['tokenizer'][0], dynamics.config.n_actions
+    recording = data.load(dataset, tokenizer.config.patch_size)
+    found, expected = recording.frames.shape[1:3], (tokenizer.config.height, tokenizer.config.width)
+    if found != expected:
+        data.refuse(dataset, f'frames of {found}', f'{expected} as the tokenizer in {out_dir} was trained on', 'use its dataset, or train on this one')
+    actions = recording.actions
+    if about['config']['action_source'] == 'labels' and (actions is None or actions.ndim != 1 or actions.max() >= n_actions):
+        data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the dynamics in {out_dir} was trained on',
+                    'use its dataset, or train on this one')
+    return tokenizer, parents['latent_actions'][0] if 'latent_actions' in parents else None, dynamics, about, recording
 
 
 def taken_actions(source, labeller, clip, recording, picks):

@@ -56,8 +56,7 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
-if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 if host != '127.0.0.1' and not token:
     configurator.stop(2, f'config: host={host!r} can be reached from other machines\nfound no token, expected one that nobody can guess; '
@@ -72,22 +71,12 @@ for name in (signal.SIGINT, signal.SIGTERM):
 # the world, and where to start in it
 
 try:
-    tokenizer, labeller, dynamics, about = load_world(out_dir, device)
-except checkpoint.CheckpointError as e:
-    configurator.stop(4, e)
-n_actions, memory = dynamics.config.n_actions, dynamics.config.seq_len - 1        # memory: frames that it looks back
-frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
-try:
-    recording = data.load(dataset, tokenizer.config.patch_size)
+    tokenizer, labeller, dynamics, about, recording = load_world(out_dir, dataset, device)
+    n_actions, memory = dynamics.config.n_actions, dynamics.config.seq_len - 1    # memory: frames that it looks back
+    frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
     starts = data.windows(recording, 'val', memory, frame_stride)
-except data.DataError as e:
+except (checkpoint.CheckpointError, data.DataError) as e:
     configurator.stop(e.exit_code, e)
-if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.width):
-    configurator.stop(3, f'{dataset}: found frames of {recording.frames.shape[1:3]}, expected '
-                         f'{(tokenizer.config.height, tokenizer.config.width)} as the tokenizer in {out_dir} was trained on')
-if action_source == 'labels' and (recording.actions is None or recording.actions.ndim != 1 or recording.actions.max() >= n_actions):
-    configurator.stop(3, f'{dataset}: found no "actions" in 0..{n_actions - 1}\n'
-                         f'expected such as the dynamics in {out_dir} was trained on')
 
 # -----------------------------------------------------------------------------
 # one frame

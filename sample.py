@@ -36,17 +36,16 @@ seed = 0
 device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
-if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 
 # -----------------------------------------------------------------------------
 # the world, and where to start in it
 
 try:
-    tokenizer, labeller, dynamics, about = load_world(out_dir, device)
-except checkpoint.CheckpointError as e:
-    configurator.stop(4, e)
+    tokenizer, labeller, dynamics, about, recording = load_world(out_dir, dataset, device)
+except (checkpoint.CheckpointError, data.DataError) as e:
+    configurator.stop(e.exit_code, e)
 n_actions, frame_stride = dynamics.config.n_actions, about['config']['frame_stride']
 names, listed = about['action_names'], None                # '' for an action without a name
 if actions not in ('inferred', 'random'):
@@ -56,13 +55,9 @@ if actions not in ('inferred', 'random'):
         configurator.stop(2, f'actions={actions!r}: expected inferred, random, or some of {", ".join(known)}, comma between them')
     n_frames = n_frames if len(listed) == 1 else len(listed)
 try:
-    recording = data.load(dataset, tokenizer.config.patch_size)
     starts = data.windows(recording, 'val', context_frames + n_frames, frame_stride)
 except data.DataError as e:
     configurator.stop(e.exit_code, e)
-if recording.frames.shape[1:3] != (tokenizer.config.height, tokenizer.config.width):
-    configurator.stop(3, f'{dataset}: found frames of {recording.frames.shape[1:3]}, expected '
-                         f'{(tokenizer.config.height, tokenizer.config.width)} as the tokenizer in {out_dir} was trained on')
 picks = data.draw(starts, n_samples, seed)
 truth = data.clips(recording.frames, picks, context_frames + n_frames, frame_stride, device)
 

@@ -89,13 +89,8 @@ ddp = 'RANK' in os.environ        # started by torchrun
 rank, local_rank, world_size, local_world_size = (
     int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
 master_process = rank == 0
-there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-if device == 'auto':
-    device = next(d for d in there if there[d])
+device = configurator.find_device(device)
 device_type = device.split(':')[0]
-if not there[device_type]:
-    configurator.stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
-                         'expected one of ' + ', '.join(d for d in there if there[d]) + '; use --device=auto')
 device_batch_size = min(device_batch_size, max(1, total_batch_size // world_size))
 if total_batch_size % (device_batch_size * world_size):
     configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'

@@ -102,7 +102,7 @@ def evaluate(recording, tmp_path, monkeypatch, spoil=lambda world: None):
                             names=list(game.ACTIONS))
     spoil(world)
     about = dict(config=dict(frame_stride=1, action_source='latent'), action_names=world.names, id='x', iter=0, parents={})
-    monkeypatch.setattr(model, 'load_world', lambda out_dir, device: (world.tokenizer, world.labeller, world.dynamics, about))
+    monkeypatch.setattr(model, 'load_world', lambda *_: (world.tokenizer, world.labeller, world.dynamics, about, data.load(recording)))
     monkeypatch.setattr(sys, 'argv', ['eval.py', f'--dataset={recording}', f'--out_dir={tmp_path}', '--n_windows=24',
                                       '--device=cpu', '--n_frames=8'])
     runpy.run_path(str(ROOT / 'eval.py'))
@@ -180,7 +180,7 @@ def functions(recording, tmp_path_factory):
         loaded, frames = data.load(recording), Frames()
         oracle = Oracle(loaded, frames)
         about = dict(config=dict(frame_stride=1, action_source='latent'), action_names=list(game.ACTIONS), id='x', iter=0, parents={})
-        patch.setattr(model, 'load_world', lambda out_dir, device: (frames, oracle, oracle, about))
+        patch.setattr(model, 'load_world', lambda *_: (frames, oracle, oracle, about, data.load(recording)))
         patch.setattr(sys, 'argv', ['eval.py', f'--dataset={recording}', f'--out_dir={tmp_path_factory.mktemp("out")}',
                                     '--n_windows=2', '--n_frames=2', '--device=cpu'])
         return SimpleNamespace(**runpy.run_path(str(ROOT / 'eval.py')))

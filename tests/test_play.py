@@ -135,8 +135,8 @@ def test_what_is_played_is_what_the_dynamics_generates(server, world, named):
     actions = [1, 0, 3, 3, 2, 1]
     played = play(server, 5, actions)
     assert played.shape == (7, 16, 16, 3) and played.dtype == np.uint8
-    tokenizer, labeller, dynamics, about = model.load_world(named, 'cpu')
-    recording = data.load(re.search(r"'(\S+\.h5)'", world[0].read_text())[1])
+    dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
+    tokenizer, labeller, dynamics, about, recording = model.load_world(named, dataset, 'cpu')
     picks = data.draw(data.windows(recording, 'val', 2), 1, 0, 5)
     clip = data.clips(recording.frames, picks, 2, 1, 'cpu')
     with torch.no_grad():
