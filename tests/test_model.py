@@ -317,6 +317,18 @@ def test_generate_is_a_function_of_its_generator_and_rolls_past_its_window():
     assert first.shape == (2, 10, 8) and torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_what_is_kept_from_step_to_step_is_what_a_fresh_look_gives(watch):
+    """The past is summed once a frame: in every MaskGIT step of a rollout that leaves its first window far behind."""
+    m, actions = dynamics(), torch.arange(24).view(2, 12) % 4
+    looks = watch(m)
+    out = m.generate(tokens()[:, :3], actions, 4)
+    assert out.shape == (2, 13, 8) and len(looks) == 4 * 10
+    for i, seen in enumerate(list(looks)):
+        window = slice(i // 4, i // 4 + 3)
+        fresh = look(m, torch.cat([out[:, window], seen.frame[:, None]], 1), actions[:, window])
+        assert torch.allclose(seen.out, fresh, atol=1e-4)
+
+
 # -----------------------------------------------------------------------------
 # latent actions
 
