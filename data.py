@@ -449,7 +449,7 @@ def clips(frames, starts, seq_len, frame_stride, device):
 def cached(path, n, compute, rank=0, world_size=1, barrier=None):
     """The rows 0 to n - 1 of something, memory-mapped from the file `path`, which is made if it does not exist.
 
-    compute(picks) -> numpy array (len(picks), ...), for 64 rows at a time. Parts of 1024 rows are files of their own at first,
+    compute(picks) -> numpy array (len(picks), ...), for 32 rows at a time. Parts of 1024 rows are files of their own at first,
     shared out among the ranks: a process that is killed loses one of them. path must name all that the rows depend on: other files
     in its folder with the same word before the '_' are of the past and removed. Raises DiskError; DataError if the file is damaged.
     """
@@ -462,7 +462,7 @@ def cached(path, n, compute, rank=0, world_size=1, barrier=None):
                 a = int(os.path.basename(part)[:-4])
                 picks = np.arange(a, min(a + 1024, n))
                 with replacing(part) as tmp, open(tmp, 'wb') as f:
-                    np.save(f, np.concatenate([compute(picks[i:i + 64]) for i in range(0, len(picks), 64)]))
+                    np.save(f, np.concatenate([compute(picks[i:i + 32]) for i in range(0, len(picks), 32)]))
         if barrier:
             barrier()
         if rank == 0:

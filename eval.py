@@ -43,6 +43,7 @@ dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
+wait = torch.cuda.synchronize if device.startswith('cuda') else torch.mps.synchronize if device == 'mps' else lambda: None
 batch = 16                        # windows at a time
 atlas_starts, atlas_frames = 4, 8
 
@@ -83,8 +84,9 @@ def ssim(a, b):
     g = torch.exp(-(torch.arange(11, device=a.device) - 5.0) ** 2 / (2 * 1.5 ** 2))
     g = (g / g.sum()).expand(C, 1, 11)
     blur = lambda x: F.conv2d(F.conv2d(x, g[..., None], groups=C), g[:, :, None], groups=C)
-    ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a * a) - ma ** 2, blur(b * b) - mb ** 2, blur(a * b) - ma * mb
+    with torch.autocast(a.device.type, enabled=False):                               # small differences of large numbers
+        ma, mb = blur(a), blur(b)
+        va, vb, cov = blur(a * a) - ma ** 2, blur(b * b) - mb ** 2, blur(a * b) - ma * mb
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma ** 2 + mb ** 2 + c1) * (va + vb + c2))).mean((1, 2, 3))
 
@@ -121,8 +123,10 @@ with torch.no_grad(), ctx:
         taken = taken_actions(action_source, labeller, clip, recording, picks)
         others = taken.clone()
         others[:, context - 1:] = torch.randint(n_actions, (len(picks), n_frames), generator=generator, device=device)
+        wait()
         t0 = time.perf_counter()
         dream = imagine(tokens[:, :context], taken)
+        wait()
         seconds += time.perf_counter() - t0
         future, last = clip[:, context:], clip[:, context - 1:context]
         guesses = dict(world=dream[:, context:], random=imagine(tokens[:, :context], others)[:, context:], floor=last,

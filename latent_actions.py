@@ -90,6 +90,8 @@ rank, local_rank, world_size, local_world_size = (
 master_process = rank == 0
 device = configurator.find_device(device)
 device_type = device.split(':')[0]
+if ddp and device_type == 'cuda':
+    device = configurator.find_device(f'cuda:{local_rank}')
 device_batch_size = min(device_batch_size, max(1, total_batch_size // world_size))
 if total_batch_size % (device_batch_size * world_size):
     configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
@@ -104,9 +106,7 @@ if device_type == 'cpu':
         torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
 if device_type == 'cuda':
     torch.set_float32_matmul_precision('high')              # TF32
-    if ddp:
-        device = f'cuda:{local_rank}'
-        torch.cuda.set_device(device)
+    torch.cuda.set_device(device)
 if ddp:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(seconds=ddp_timeout))
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
@@ -209,8 +209,9 @@ blocks = [m for m in model.modules() if isinstance(m, Block)]
 n_parameters = sum(p.numel() for p in model.parameters())
 if fsdp:
     from torch.distributed.fsdp import fully_shard          # two seconds
+    mesh = dist.init_device_mesh(device_type, (world_size,))
     for m in (*blocks, model):                              # a block's weights are gathered when it is their turn
-        fully_shard(m)
+        fully_shard(m, mesh=mesh)
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
 rest = [p for name, p in model.named_parameters() if name not in hidden]
 optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)]
@@ -225,7 +226,8 @@ def restore(ckpt):
     checkpoint.load_weights(raw_model, ckpt['model'])
     for o, state in zip(optimizers, ckpt['optimizer']):
         checkpoint.load_optimizer(o, state)
-    scaler.load_state_dict(ckpt['scaler'])
+    if ckpt['scaler']:                                      # none if it was not float16 then
+        scaler.load_state_dict(ckpt['scaler'])
     guard.update(ckpt['guard'])
     if ema:
         ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
@@ -237,10 +239,13 @@ if activation_checkpointing:
 if compile:
     model.compile()                                         # in place: the names in state_dict stay as they are
     problem = ''
+    batch = get_batch('train', 0, 0)
     try:                                                    # it is lazy: forward and backward fail at their first call
         with ctx:
-            loss, _ = model(*get_batch('train', 0, 0))
+            loss, _ = model(*batch)
         loss.backward()
+        if not all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
+            problem = 'found gradients that are not finite'
     except Exception as e:                                  # whatever a compiler raises
         problem = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:120]}'
     model.zero_grad(set_to_none=True)
@@ -265,8 +270,9 @@ def estimate_loss():
     for i in range(eval_iters):
         for micro_step in range(grad_accum_steps):
             torch.manual_seed(keyed(1, i, micro_step * world_size + rank))
+            batch = get_batch('val', i, micro_step)
             with ctx:
-                loss, metrics = eval_model(*get_batch('val', i, micro_step))
+                loss, metrics = eval_model(*batch)
             total = total + torch.stack([loss, *metrics.values()]).float()
     raw_model.train()
     means = all_mean(total / eval_iters / grad_accum_steps).tolist()
@@ -373,7 +379,7 @@ while it < max_iters and not state:
     # one small all-reduce an update, and the only time that the host waits for the GPU: what all ranks decide by. The norm
     # and the loss, was any told to stop, is it time to save
     flags = [signal.SIGTERM in signals, signal.SIGINT in signals, master_process and time.time() - t_saved > save_seconds]
-    known = torch.cat([sums / grad_accum_steps, grad_norm[None], torch.tensor(flags).to(sums)])
+    known = torch.cat([sums / grad_accum_steps, grad_norm[None], torch.tensor(flags).to(sums, non_blocking=True)])
     *means, grad_norm, term, interrupt, overdue = all_mean(known).tolist()
     if math.isfinite(grad_norm):
         for o in optimizers:

@@ -43,8 +43,9 @@ def unpatchify(x, p, H, W):
 
 
 def norm(x):
-    """RMSNorm without parameters."""
-    return F.rms_norm(x, (x.size(-1),))
+    """RMSNorm without parameters, of the type of x: autocast on CUDA would make it float32, and twice the memory."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, (x.size(-1),))
 
 
 warnings.filterwarnings('ignore', 'Dynamo detected a call to a .functools.lru_cache')     # torch.compile looks through it, which is right
@@ -333,7 +334,7 @@ class LatentActionModel(nn.Module):
                 shifted = padded[:, :, r - dy:r - dy + h, r - dx:r - dx + w]
                 costs.append(((shifted - b).abs().mean(1, keepdim=True) * changed).sum((1, 2, 3)))
         costs = torch.stack(costs, 1) / (area + 1)
-        still = costs[:, [costs.size(1) // 2]]
+        still = costs[:, costs.size(1) // 2, None]
         explained = (1 - costs.amin(1, keepdim=True) / (still + 1e-3)).clamp(0, 1)
         costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
         return b, changed, costs, explained
@@ -355,7 +356,8 @@ class LatentActionModel(nn.Module):
             hidden = torch.rand(len(costs), 1, device=costs.device) < 0.5
             motion = motion.masked_fill(hidden, 0)
             changed = torch.where(hidden[..., None, None], self.reveal(changed), changed)
-        picture = self.after(torch.cat([after * changed, changed], 1)).amax((2, 3))
+        # float: a compiler may round before it compares with the maximum, and find no place that is as high
+        picture = self.after(torch.cat([after * changed, changed], 1)).float().amax((2, 3))
         z = self.encoder(torch.cat([norm(picture), motion], 1)).float()
         if self.training:
             moments = torch.stack([z.mean(0), z.square().mean(0)])

@@ -38,6 +38,7 @@ dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
+wait = torch.cuda.synchronize if device.startswith('cuda') else torch.mps.synchronize if device == 'mps' else lambda: None
 
 # -----------------------------------------------------------------------------
 # the world, and where to start in it
@@ -72,8 +73,10 @@ with torch.no_grad(), ctx:
         taken[:, context_frames - 1:] = torch.randint(n_actions, (n_samples, n_frames), generator=generator, device=device)
     if listed:
         taken[:, context_frames - 1:] = torch.tensor(listed, device=device).expand(n_samples, n_frames)
+    wait()
     t0 = time.perf_counter()
     dream = tokenizer.decode(dynamics.generate(tokens, taken, maskgit_steps, temperature, generator))
+    wait()
     seconds = time.perf_counter() - t0
 truth, dream = data.to_uint8(truth), data.to_uint8(dream)                            # (B,T,H,W,3)
 

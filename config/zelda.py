@@ -16,7 +16,7 @@ levels = (4, 4, 4, 4, 4)          # vocabulary of 1024
 action_levels = (2, 2, 2)         # 8 actions
 
 dtype = 'bfloat16'
-compile = True
+compile = False                   # --compile=True should be faster; no GPU has said so yet
 device_batch_size = 8             # clips a GPU
 total_batch_size = 16             # two GPUs
 log_interval = 50

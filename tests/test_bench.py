@@ -1,6 +1,8 @@
 """bench.py: its formulas against torch's own counter, and that it trains as the scripts do, and writes nothing of the run."""
+import functools
 import hashlib
 import json
+import math
 import signal
 import sys
 
@@ -135,6 +137,17 @@ def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch, caps
         exec((ROOT / f'{stage}.py').read_text().partition('# training loop\n')[2], names)
     assert 'dry run' in capsys.readouterr().out and names['grad_accum_steps'] == 2
     assert heard == [(1, 0), *(x for it in range(1, 5) for x in [(it, 1), (it + 1, 0), 'asked'])]
+
+
+def test_a_compiler_that_makes_nonsense_is_done_without(bench, world, monkeypatch, capsys):
+    """It raises nothing, but what comes out of its backward pass is not finite."""
+    def nonsense(model, *args):
+        loss, metrics = model._call_impl(*args)
+        return loss * math.nan, metrics
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda model: setattr(model, '_compiled_call_impl', functools.partial(nonsense, model)))
+    names = bench()['execute']('tokenizer', [str(world[0]), '--compile=True'], 'training loop')
+    assert 'compile failed (found gradients that are not finite)' in capsys.readouterr().out
+    assert names['model'](*names['get_batch']('train', 1, 0))[0].isfinite()
 
 
 def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):

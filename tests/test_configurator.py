@@ -251,3 +251,19 @@ def test_a_key_has_one_type_in_all_scripts():
         for key, (default, _) in keys.items():
             first, kind = kinds.setdefault(key, (stem, type(default)))
             assert type(default) is kind, f'{key} is {kind.__name__} in {first}.py and {type(default).__name__} in {stem}.py'
+
+
+@pytest.mark.parametrize('asked, meant', [('auto', 'cuda:0'), ('cuda', 'cuda:0'), ('cuda:1', 'cuda:1'), ('cpu', 'cpu')])
+def test_the_device_that_is_meant(monkeypatch, asked, meant):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert configurator.find_device(asked) == meant
+
+
+def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+    """Under torchrun rank 2 asks for the third one."""
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(SystemExit) as stopped:
+        configurator.find_device('cuda:2')
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(w in said for w in ("'cuda:2'", 'expected one of cuda:0, cuda:1, cpu', 'no more processes than GPUs'))

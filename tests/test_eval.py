@@ -186,6 +186,14 @@ def functions(recording, tmp_path_factory):
         return SimpleNamespace(**runpy.run_path(str(ROOT / 'eval.py')))
 
 
+def test_ssim_needs_all_digits(functions):
+    """As in a run in bfloat16, where it would be off by a hundredth."""
+    a = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = functions.ssim(a, 0.9 * a)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(functions.ssim(a, 0.9 * a), expected)
+
+
 def test_ssim(functions):
     """Against the definition, window by window."""
     rng = np.random.default_rng(0)

@@ -95,6 +95,15 @@ def test_a_run_leaves_what_the_contract_says(world, stage):
     assert 'ETA' in said[stage] and ('(chance 2.773)' in said[stage]) == (stage == 'dynamics')
 
 
+def test_resumed_in_float16(world, tmp_path):
+    """Whose loss is scaled: the checkpoint, in float32, knows no scale."""
+    shutil.copytree(world[1], tmp_path / 'out')
+    os.remove(tmp_path / 'out' / 'tokenizer' / 'ckpt_00000006.pt')
+    train('tokenizer.py', world[0], f'--out_dir={tmp_path / "out"}', '--init_from=resume', '--dtype=float16')
+    a, b = (checkpoint.load(o / 'tokenizer' / 'ckpt_00000006.pt') for o in (world[1], tmp_path / 'out'))
+    assert b['scaler'] and not a['scaler'] and b['metrics']['loss'] == pytest.approx(a['metrics']['loss'], rel=0.1)
+
+
 def test_lr_is_warmup_then_cosine(world):
     lrs = [float(r['lr']) for r in log(world[1], 'tokenizer')]
     assert lrs[0] == pytest.approx(lrs[1] / 2) and lrs[1] == max(lrs) and lrs[2:] == sorted(lrs[2:], reverse=True)
