@@ -3,7 +3,7 @@ Play the world: in a browser, with the keyboard or the buttons on the page.
 
     python play.py config/tiny.py                             # then open http://127.0.0.1:8000; Ctrl-C ends
     python play.py config/tiny.py --port=0                    # any free port
-    python play.py config/tiny.py --maskgit_steps=4           # twice the frames/s, rougher pictures
+    python play.py config/tiny.py --maskgit_steps=4           # twice the frames/s, nearly as good (RECORDS.md)
     ssh -L 8000:127.0.0.1:8000 MACHINE                        # plays here what `python play.py` serves on MACHINE
     python play.py config/tiny.py --host=192.168.1.5 --token=...    # for others in a network that you trust: unencrypted
 
