@@ -626,7 +626,7 @@ def test_cached_is_computed_once_in_order_and_memory_mapped(tmp_path):
     asked, path = [], str(tmp_path / 'cache' / 'squares_1.npy')
     x = data.cached(path, 2500, squares(asked))
     assert isinstance(x, np.memmap) and x.dtype == np.int32 and np.array_equal(x, np.stack([np.arange(2500), np.arange(2500) ** 2], 1))
-    assert sum(asked) == 2500 and max(asked) == 64 and os.listdir(tmp_path / 'cache') == ['squares_1.npy']
+    assert sum(asked) == 2500 and max(asked) == 32 and os.listdir(tmp_path / 'cache') == ['squares_1.npy']
     assert np.array_equal(data.cached(path, 2500, None), x)
 
 
