@@ -226,12 +226,11 @@ def find_device(device):
     """'auto', 'cpu', 'mps', 'cuda' or 'cuda:1' -> the device that is meant; ends the process if torch does not find it here."""
     import torch
     there = [f'cuda:{i}' for i in range(torch.cuda.device_count())] + ['mps'] * torch.backends.mps.is_available() + ['cpu']
-    if device == 'cuda':
-        device = 'cuda:0'
-    if device not in ['auto', *there]:
+    device = {'auto': there[0], 'cuda': 'cuda:0'}.get(device, device)
+    if device not in there:
         stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
                 f'expected one of {", ".join(there)}; use --device=auto' + ', and no more processes than GPUs' * ('RANK' in os.environ))
-    return there[0] if device == 'auto' else device
+    return device
 
 def apply(script, namespace):
     """Override the keys in namespace (the globals() of file `script`) from sys.argv; returns them all as a dict."""

@@ -449,7 +449,8 @@ def clips(frames, starts, seq_len, frame_stride, device):
 def cached(path, n, compute, rank=0, world_size=1, barrier=None):
     """The rows 0 to n - 1 of something, memory-mapped from the file `path`, which is made if it does not exist.
 
-    compute(picks) -> numpy array (len(picks), ...), for 32 rows at a time. Parts of 1024 rows are files of their own at first,
+    compute(picks) -> numpy array (len(picks), ...), for 32 rows at a time (with 64, attention over time at 1024 patches a frame would be
+    65,536 sequences, one more than some CUDA kernels take). Parts of 1024 rows are files of their own at first,
     shared out among the ranks: a process that is killed loses one of them. path must name all that the rows depend on: other files
     in its folder with the same word before the '_' are of the past and removed. Raises DiskError; DataError if the file is damaged.
     """

@@ -206,7 +206,7 @@ blocks = [m for m in model.modules() if isinstance(m, Block)]
 n_parameters = sum(p.numel() for p in model.parameters())
 if fsdp:
     from torch.distributed.fsdp import fully_shard          # two seconds
-    mesh = dist.init_device_mesh(device_type, (world_size,))
+    mesh = dist.init_device_mesh(device_type, (world_size,))             # (of a GPU by default, where there is one)
     for m in (*blocks, model):                              # a block's weights are gathered when it is their turn
         fully_shard(m, mesh=mesh)
 hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
