@@ -34,8 +34,11 @@ import torch
 
 import configurator
 import data
-import game
-from model import Dynamics, DynamicsConfig, Tokenizer, TokenizerConfig, taken_actions
+import files
+import pictures
+from model import Dynamics, DynamicsConfig, Tokenizer, TokenizerConfig
+from recordings import game
+from world import taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -235,7 +238,7 @@ def trace(run, device):
             run()
     if not master:
         return
-    with data.replacing(profile) as tmp:
+    with files.replacing(profile) as tmp:
         p.export_chrome_trace(tmp)
     spent = 'self_device_time_total' if device.startswith('cuda') else 'self_cpu_time_total'         # microseconds
     events = sorted(p.key_averages(), key=lambda e: -getattr(e, spent))
@@ -415,8 +418,8 @@ def make_missing():
     """A recording of a few hundred frames, and one update of each earlier stage: as fast as one that has learned."""
     if not os.path.exists(dataset):
         frames = game.record(400, episode_len=40)['frames']
-        with data.replacing(dataset) as tmp, h5py.File(tmp, 'w') as f:
-            f['frames'], f['episode_starts'] = data.enlarge(frames, prepare // frames.shape[1]), np.arange(0, 400, 40)
+        with files.replacing(dataset) as tmp, h5py.File(tmp, 'w') as f:
+            f['frames'], f['episode_starts'] = pictures.enlarge(frames, prepare // frames.shape[1]), np.arange(0, 400, 40)
     files, once = [a for a in rest if not key(a)], ['--max_iters=1', '--eval_iters=1', '--warmup_iters=1']
     for name in dict(dynamics=stages[:2], sample=stages[:3]).get(stage, ()):
         if not os.path.exists(os.path.join(out_dir, name, 'best.pt')):
@@ -444,7 +447,7 @@ try:
         if master:
             show({stage: report})
     if json and master:
-        with data.replacing(json) as tmp, open(tmp, 'w') as f:
+        with files.replacing(json) as tmp, open(tmp, 'w') as f:
             f.write(dumps(report, indent=1) + '\n')
-except data.DiskError as e:
+except files.DiskError as e:
     configurator.stop(7, e)

@@ -965,7 +965,7 @@ def examine(log, known):
 
 def content_fault(path, name):
     """Why one file of a foreign checkpoint folder is no good, or ''."""
-    import checkpoint
+    from training import checkpoint
     import torch
     try:
         with open(path, 'rb') as f:
@@ -1014,7 +1014,7 @@ def foreign_points(folder):
 
 def own_points(folder):
     """The checkpoints of one stage folder of this project."""
-    import checkpoint
+    from training import checkpoint
     found = []
     for step, path in checkpoint.numbered(folder):
         fault, unjudged, content = '', False, None

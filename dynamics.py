@@ -27,11 +27,14 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint as recompute
 
-import checkpoint
 import configurator
 import data
 import diagnose
-from model import Block, Dynamics, DynamicsConfig, load_stage
+import files
+import pictures
+from model import Block, Dynamics, DynamicsConfig
+from training import checkpoint
+from world import load_stage
 
 # -----------------------------------------------------------------------------
 # config: the defaults are for the built-in game on two CPU cores
@@ -184,7 +187,7 @@ def once(name, compute, *key):
     path = os.path.join(out_dir, 'cache', f'{name}_{configurator.number(dataset_id, dtype, *map(str, key)):015x}.npy')
     try:
         return data.cached(path, len(frames), compute, rank, world_size, dist.barrier if ddp else None)
-    except data.DataError as e:
+    except (data.DataError, files.DiskError) as e:
         configurator.stop(e.exit_code, e)
 
 token_type = np.int16 if tokenizer.vocab_size <= 2 ** 15 else np.int32
@@ -262,8 +265,8 @@ def picture(path, model):
         dream = model.generate(tokens[:, :seq_len - 1], actions, maskgit_steps, temperature, torch.Generator(device).manual_seed(seed))
         clip, dream = data.clips(frames, picks, length, frame_stride, device), tokenizer.decode(dream)
     raw_model.train()
-    rows = [data.to_uint8(x[i]) for i in range(len(picks)) for x in (clip, dream)]
-    data.save_png(path, data.grid(rows, labels=['truth', 'imagined'] * len(picks)))
+    rows = [pictures.to_uint8(x[i]) for i in range(len(picks)) for x in (clip, dream)]
+    pictures.save_png(path, pictures.grid(rows, labels=['truth', 'imagined'] * len(picks)))
 
 # -----------------------------------------------------------------------------
 # resume, optimizer, compile, DDP
@@ -412,7 +415,7 @@ need = 4 * 12 * n_parameters                                # bytes: four checkp
 if master_process and not dry_run:
     try:
         checkpoint.open_run(run_dir, iter_start if init_from == 'resume' else None, need)
-    except checkpoint.DiskError as e:
+    except files.DiskError as e:
         configurator.stop(7, e)
     if wandb_log:
         import wandb
@@ -552,7 +555,7 @@ while it < max_iters and not state:
                         shown = type(raw_model)(raw_model.config).to(device)
                         shown.load_state_dict(weights)
                     picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'), shown)
-            except (checkpoint.DiskError, data.DiskError) as e:
+            except files.DiskError as e:
                 problem = 1
                 print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
             except checkpoint.CheckpointError as e:         # weights that are not finite, for one: never written
@@ -589,7 +592,7 @@ if dry_run:
         peak = torch.cuda.max_memory_allocated() if device_type == 'cuda' else configurator.peak_memory()
         print(f'dry run: {1000 * seconds:.0f} ms an update, {seconds * max_iters / 60:.1f} minutes for {max_iters} of them; '
               f'memory at its peak {peak / 1e9:.2f} GB a rank\n'
-              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {checkpoint.free_space(run_dir) / 1e6:.0f} MB that are free\n'
+              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {files.free_space(run_dir) / 1e6:.0f} MB that are free\n'
               'nothing was written')
 elif master_process:
     if not code:

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import checkpoint
 import configurator
 import data
-import game
-from model import load_world, taken_actions
+import files
+import pictures
+from recordings import game
+from training import checkpoint
+from world import load_world, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -271,7 +273,7 @@ if layout and any(names):
                     clip = data.clips(recording.frames, starts[i:i + batch], context + 1, frame_stride, device)
                     taken = taken_actions(action_source, labeller, clip, recording, starts[i:i + batch])[:, :context - 1]
                     taken = torch.cat([taken, torch.full((len(clip), hold), code, device=device)], 1)
-                    dream = data.to_uint8(imagine(tokenizer.encode(clip[:, :context]), taken)[:, context:])
+                    dream = pictures.to_uint8(imagine(tokenizer.encode(clip[:, :context]), taken)[:, context:])
                     found.append(find_hero(dream.reshape(-1, *dream.shape[2:])).reshape(-1, hold, 2))
             scores.append((np.concatenate(found) == places).all(2).mean(1))          # (n,)
         scores = scores or [np.zeros(len(at))]                                       # no action has this name: none obeys
@@ -295,16 +297,16 @@ with torch.no_grad(), ctx:
     tokens, dreams = tokenizer.encode(clip[:, :context]), []
     for code in range(n_actions):
         held = torch.full((len(picks), atlas_frames), code, device=device)
-        dreams.append(data.to_uint8(imagine(tokens, torch.cat([taken, held], 1))[:, context - 1:]))
+        dreams.append(pictures.to_uint8(imagine(tokens, torch.cat([taken, held], 1))[:, context - 1:]))
 dreams = np.stack(dreams)                                                            # (n_actions,S,1+k,H,W,3)
 titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
 folder = os.path.join(out_dir, 'samples')
 wide = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])                   # every second frame, start after start
-moving = np.stack([data.grid(list(dreams[:, :, t]), labels=titles) for t in range(dreams.shape[2])])
+moving = np.stack([pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(dreams.shape[2])])
 try:
-    data.save_png(os.path.join(folder, 'atlas.png'), data.grid(list(wide), labels=titles))
-    data.save_gif(os.path.join(folder, 'atlas.gif'), moving, 6)
-except data.DiskError as e:
+    pictures.save_png(os.path.join(folder, 'atlas.png'), pictures.grid(list(wide), labels=titles))
+    pictures.save_gif(os.path.join(folder, 'atlas.gif'), moving, 6)
+except files.DiskError as e:
     configurator.stop(7, e)
 
 # -----------------------------------------------------------------------------
@@ -354,7 +356,8 @@ if 'align' in report:
 card += ['', f'Pictures: {folder}/atlas.png, atlas.gif. FVD is left out: its feature network cannot be had offline.', '']
 for name, text in (('eval.json', json.dumps(report, indent=1)), ('eval.md', '\n'.join(card))):
     try:
-        checkpoint.replace_file(os.path.join(out_dir, name), lambda out: out.write(text.encode()))
-    except OSError as e:
-        configurator.stop(7, f'{out_dir}/{name}: cannot be written: {e}')
+        with files.replacing(os.path.join(out_dir, name)) as tmp, open(tmp, 'w') as out:
+            out.write(text)
+    except files.DiskError as e:
+        configurator.stop(7, e)
 print('\n'.join(card))

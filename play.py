@@ -37,10 +37,11 @@ from http.server import BaseHTTPRequestHandler
 import torch
 from PIL import Image
 
-import checkpoint
 import configurator
 import data
-from model import load_world, taken_actions
+import pictures
+from training import checkpoint
+from world import load_world, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -104,7 +105,7 @@ def imagine(do, number, seen=None):
     with torch.no_grad(), ctx:
         do(number)
         shown = tokens if tokenizer.config.temporal else tokens[:, -1:]
-        picture = data.to_uint8(tokenizer.decode(shown))[0, -1]
+        picture = pictures.to_uint8(tokenizer.decode(shown))[0, -1]
     png = io.BytesIO()
     Image.fromarray(picture).save(png, 'png', compress_level=1)
     return png.getvalue()

@@ -16,10 +16,12 @@ import time
 import numpy as np
 import torch
 
-import checkpoint
 import configurator
 import data
-from model import load_world, taken_actions
+import files
+import pictures
+from training import checkpoint
+from world import load_world, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -78,7 +80,7 @@ with torch.no_grad(), ctx:
     dream = tokenizer.decode(dynamics.generate(tokens, taken, maskgit_steps, temperature, generator))
     wait()
     seconds = time.perf_counter() - t0
-truth, dream = data.to_uint8(truth), data.to_uint8(dream)                            # (B,T,H,W,3)
+truth, dream = pictures.to_uint8(truth), pictures.to_uint8(dream)                            # (B,T,H,W,3)
 
 # -----------------------------------------------------------------------------
 # pictures
@@ -90,10 +92,10 @@ fps = (recording.fps or 15) / frame_stride
 pairs = np.concatenate([np.concatenate([t, np.full_like(t[:, :, :4], 255), d], 2) for t, d in zip(truth, dream)], 1)
 scale = max(1, 128 // truth.shape[3])
 try:
-    data.save_png(os.path.join(folder, 'strip.png'), data.grid(rows, labels=['truth', 'imagined'] * n_samples))
-    data.save_gif(os.path.join(folder, 'rollout.gif'), pairs, fps, scale)
-    data.save_mp4(os.path.join(folder, 'rollout.mp4'), pairs, fps, scale)
-except data.DiskError as e:
+    pictures.save_png(os.path.join(folder, 'strip.png'), pictures.grid(rows, labels=['truth', 'imagined'] * n_samples))
+    pictures.save_gif(os.path.join(folder, 'rollout.gif'), pairs, fps, scale)
+    pictures.save_mp4(os.path.join(folder, 'rollout.mp4'), pairs, fps, scale)
+except files.DiskError as e:
     configurator.stop(7, e)
 print(f'{n_samples} rollouts of {n_frames} frames after {context_frames} true ones, actions {actions}: '
       f'{n_samples * n_frames / seconds:.1f} frames/s with {maskgit_steps} MaskGIT steps on {device}')

@@ -26,11 +26,13 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint as recompute
 
-import checkpoint
 import configurator
 import data
 import diagnose
+import files
+import pictures
 from model import Block, Tokenizer, TokenizerConfig
+from training import checkpoint
 
 # -----------------------------------------------------------------------------
 # config: the defaults are for the built-in game on two CPU cores
@@ -172,7 +174,7 @@ def picture(path, model):
     with ctx:
         again = model.decode(model.encode(clip))
     raw_model.train()
-    data.save_png(path, data.grid([data.to_uint8(clip[:, 0]), data.to_uint8(again[:, 0])], labels=['truth', 'tokens']))
+    pictures.save_png(path, pictures.grid([pictures.to_uint8(clip[:, 0]), pictures.to_uint8(again[:, 0])], labels=['truth', 'tokens']))
 
 # -----------------------------------------------------------------------------
 # resume, optimizer, compile, DDP
@@ -321,7 +323,7 @@ need = 4 * 12 * n_parameters                                # bytes: four checkp
 if master_process and not dry_run:
     try:
         checkpoint.open_run(run_dir, iter_start if init_from == 'resume' else None, need)
-    except checkpoint.DiskError as e:
+    except files.DiskError as e:
         configurator.stop(7, e)
     if wandb_log:
         import wandb
@@ -461,7 +463,7 @@ while it < max_iters and not state:
                         shown = type(raw_model)(raw_model.config).to(device)
                         shown.load_state_dict(weights)
                     picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'), shown)
-            except (checkpoint.DiskError, data.DiskError) as e:
+            except files.DiskError as e:
                 problem = 1
                 print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
             except checkpoint.CheckpointError as e:         # weights that are not finite, for one: never written
@@ -498,7 +500,7 @@ if dry_run:
         peak = torch.cuda.max_memory_allocated() if device_type == 'cuda' else configurator.peak_memory()
         print(f'dry run: {1000 * seconds:.0f} ms an update, {seconds * max_iters / 60:.1f} minutes for {max_iters} of them; '
               f'memory at its peak {peak / 1e9:.2f} GB a rank\n'
-              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {checkpoint.free_space(run_dir) / 1e6:.0f} MB that are free\n'
+              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {files.free_space(run_dir) / 1e6:.0f} MB that are free\n'
               'nothing was written')
 elif master_process:
     if not code:

@@ -11,7 +11,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import checkpoint
+from training import checkpoint
 from checkpoint import CheckpointError, DiskError
 
 def make(iter=10, stage='dynamics', **changes):
@@ -84,7 +84,7 @@ def test_death_around_the_replace(tmp_path, monkeypatch, where):
 def test_kill_in_the_middle_of_the_write(tmp_path):
     """SIGKILL runs no finally: the temporary stays, is never taken for a checkpoint, and goes with the next save."""
     checkpoint.save(tmp_path, make(10))
-    code = ('import os, signal, sys; sys.path[:0] = sys.argv[1:3]; import checkpoint, test_checkpoint\n'
+    code = ('import os, signal, sys; sys.path[:0] = sys.argv[1:3]; from training import checkpoint; import test_checkpoint\n'
             'def dies(fd): os.kill(os.getpid(), signal.SIGKILL)\n'
             'os.fsync = dies; checkpoint.save(sys.argv[3], test_checkpoint.make(20))')
     run = subprocess.run([sys.executable, '-c', code, ROOT, os.path.dirname(__file__), str(tmp_path)], timeout=60)
@@ -184,7 +184,7 @@ def test_values_that_are_not_plain(tmp_path, changes, where):
 FULL = '''
 import resource, signal, sys
 sys.path[:0] = sys.argv[1:3]
-import checkpoint, test_checkpoint
+from training import checkpoint; import test_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for limit in (1000, 9000, int(sys.argv[4]) - 10): # bytes: it fails in the first record, in the middle, in the directory at the end
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

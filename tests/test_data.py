@@ -604,7 +604,7 @@ def test_game_command_and_card(tmp_path):
     for word in ('frames      600 of 64x64, 0.7 minutes at 15 fps', 'episodes    3', 'duplicates', 'noop', 'sword', 'decoded'):
         assert word in r.stdout, r.stdout
     assert (tmp_path / 'tiny.check.png').stat().st_size > 1000
-    import game
+    from recordings import game
     ds, rec = data.load(tmp_path / 'tiny.h5', patch_size=8), game.record(600, seed=3)
     assert np.array_equal(ds.frames, rec['frames']) and np.array_equal(ds.actions, rec['actions'])
     assert ds.action_names == list(game.ACTIONS) and ds.fps == game.FPS and set(ds.truth) == set(rec['truth'])

@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data
-import game
+from recordings import game
 import model
 
 CONTEXT = 2

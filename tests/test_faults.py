@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
+from training import checkpoint
 import model
 from conftest import ROOT, STAGES, log, pair, refused, run, start, train
 from test_training import sections

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import game
+from recordings import game
 from game import ACTIONS, DOWN, LEFT, NOOP, RIGHT, SWORD, UP
 
 

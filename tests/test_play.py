@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
+from training import checkpoint
 import data
 import model
 from conftest import refused, run, start

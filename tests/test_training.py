@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
+from training import checkpoint
 from conftest import ROOT, STAGES, log, recording, refused, run, train
 
 def same(a, b, where=''):

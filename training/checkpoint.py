@@ -9,6 +9,8 @@ in its own files (one flipped bit loads silently, pytorch #28858), so everything
 import hashlib, json, math, os, pickle, re, shutil, signal, time, zipfile
 import torch
 
+from files import DiskError, free_space, replacing
+
 FORMAT = 1
 REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimizer', 'guard', 'metrics', 'data_id', 'parents')
 
@@ -22,9 +24,6 @@ class CheckpointError(Exception):
 
 class Damaged(Exception):
     """Why a file is damaged; load() adds its name."""
-
-class DiskError(Exception):
-    """A checkpoint cannot be written (exit code 7). Older ones are as they were."""
 
 def file_name(iter):
     return f'ckpt_{iter:08d}.pt'
@@ -52,32 +51,6 @@ def tensors(value, where='ckpt'):
     elif type(value) not in (str, int, float, bool, type(None)): # type(), as np.float64 is an instance of float
         raise TypeError(f'{where} is a {type(value).__module__}.{type(value).__name__}; only tensors and plain values can be saved')
 
-def replace_file(path, write, verify=None):
-    """path holds either what it held before or all that write(file) writes, whatever happens in between."""
-    tmp = f'{path}.tmp{os.getpid()}' # same folder: os.replace is atomic only within one file system
-    try:
-        with open(tmp, 'wb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        if verify:
-            verify(tmp) # before it gets its name: a file called ckpt_*.pt has been read back once
-        os.replace(tmp, path)
-    finally:
-        if os.path.exists(tmp):
-            os.remove(tmp)
-    if os.name != 'nt': # Windows cannot open a folder; elsewhere this makes the new name outlive a power cut
-        fd = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
-
-def free_space(folder):
-    """Bytes free on the disk where folder is, or would be."""
-    folder = os.path.abspath(folder)
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    return shutil.disk_usage(folder).free
-
 def open_run(folder, iter, need):
     """
     Make folder ready for a run: a new one (iter None; an earlier run is moved aside), or one that goes on after `iter` (log.csv is cut
@@ -96,7 +69,7 @@ def open_run(folder, iter, need):
             print(f'moved the earlier run to {aside}')
         os.makedirs(os.path.join(folder, 'samples'), exist_ok=True)
         for name in os.listdir(folder) + [os.path.join('samples', n) for n in os.listdir(os.path.join(folder, 'samples'))]:
-            if re.fullmatch(r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv)\.tmp\d+|samples.\d+\.png\.\d+\.tmp', name): # of a killed process
+            if re.fullmatch(r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv|samples.\d+\.png)\.tmp\d+', name): # of a killed process
                 os.remove(os.path.join(folder, name))
         if os.path.exists(log):
             with open(log, errors='replace') as f:
@@ -104,7 +77,8 @@ def open_run(folder, iter, need):
             def happened(line): # and was written to its end
                 first = line.split(',')[0]
                 return line.endswith('\n') and first.isdecimal() and int(first) <= iter
-            replace_file(log, lambda f: f.write(''.join(lines[:1] + [line for line in lines[1:] if happened(line)]).encode()))
+            with replacing(log) as tmp, open(tmp, 'w') as f:
+                f.writelines(lines[:1] + [line for line in lines[1:] if happened(line)])
     except OSError as e:
         raise DiskError(f'{folder}: cannot be written: {e}\nuse another --out_dir, or make it writable') from e
 
@@ -121,15 +95,16 @@ def save(folder, ckpt, keep=3, best=False):
         os.makedirs(folder, exist_ok=True)
         if free_space(folder) < need:
             raise OSError('the disk is full')
-        def verify(tmp):
-            load(tmp, ckpt['stage'])
+        with replacing(path) as tmp:
+            with open(tmp, 'wb') as f:
+                torch.save(ckpt, f)
+            load(tmp, ckpt['stage'])  # before it gets its name: what is called ckpt_*.pt was read back once
             kill_if_asked('kill_in_save', ckpt['iter'])
-        replace_file(path, lambda f: torch.save(ckpt, f), verify)
         kill_if_asked('kill_before_prune', ckpt['iter'])
         if best:
             point_best_at(path)
         prune(folder, ckpt['iter'], keep)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, DiskError) as e:
         # torch turns a failed write into RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos
         if isinstance(e, RuntimeError) and 'inline_container' not in str(e) and 'unexpected pos' not in str(e):
             raise
@@ -145,8 +120,8 @@ def point_best_at(path):
         os.link(path, tmp)
         os.replace(tmp, best)
     except OSError: # a file system without hard links
-        with open(path, 'rb') as source:
-            replace_file(best, lambda f: shutil.copyfileobj(source, f))
+        with replacing(best) as tmp:
+            shutil.copyfile(path, tmp)
 
 verified = {} # path -> (mtime, size) when it last loaded, so that pruning reads each file once and not at every save
 
@@ -177,8 +152,9 @@ def write_status(folder, **fields):
     try:
         os.makedirs(folder, exist_ok=True)
         text = json.dumps(fields, indent=1, default=str) + '\n'
-        replace_file(os.path.join(folder, 'status.json'), lambda f: f.write(text.encode()))
-    except OSError as e:
+        with replacing(os.path.join(folder, 'status.json')) as tmp, open(tmp, 'w') as f:
+            f.write(text)
+    except (OSError, DiskError) as e:
         print(f'warning: status.json not written in {folder}: {e}', flush=True)
 
 # -----------------------------------------------------------------------------

@@ -6,13 +6,13 @@ water, leaves a screen at its edge and enters the next, and swings a sword. One 
 and is gone (until the screen is entered again) once the sword touches it: most of what changes is the action's doing,
 a little is chance.
 
-    import game
+    from recordings import game
     g = game.Game()                      # one game; Game(n=64) steps 64 of them at once
     frame = g.reset(seed=0)              # (64,64,3) uint8
     frame = g.step(game.ACTIONS.index('left'))
     g.state()                            # hero, screen, facing ... : what the picture was drawn from
 
-    python game.py                       # frames/s
+    python -m recordings.game                       # frames/s
 """
 import numpy as np
 
