@@ -12,7 +12,8 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from training import checkpoint
-from checkpoint import CheckpointError, DiskError
+from files import DiskError
+from training.checkpoint import CheckpointError
 
 def make(iter=10, stage='dynamics', **changes):
     g = torch.Generator().manual_seed(iter)

@@ -21,7 +21,7 @@ import torch
 
 from training import checkpoint
 import model
-from conftest import ROOT, STAGES, log, pair, refused, run, start, train
+from launch import ROOT, STAGES, log, pair, refused, run, start, train
 from test_training import sections
 
 row = pytest.mark.row

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from recordings import game
-from game import ACTIONS, DOWN, LEFT, NOOP, RIGHT, SWORD, UP
+from recordings.game import ACTIONS, DOWN, LEFT, NOOP, RIGHT, SWORD, UP
 
 
 def test_same_seed_same_game_and_another_seed_another():

@@ -21,7 +21,7 @@ from PIL import Image
 from training import checkpoint
 import data
 import model
-from conftest import refused, run, start
+from launch import refused, run, start
 from test_faults import until
 from test_training import broken
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training import checkpoint
-from conftest import ROOT, STAGES, log, recording, refused, run, train
+from launch import ROOT, STAGES, log, recording, refused, run, train
 
 def same(a, b, where=''):
     """Are two checkpoints bit-identical in weights and optimizer?"""
