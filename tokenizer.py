@@ -1,525 +1,276 @@
 """
-Stage 1: frames -> discrete tokens. Trains the Tokenizer of model.py by reconstruction; later stages see only its tokens.
+Stage 1: frames -> discrete tokens, learned by reconstruction.
 
-    python tokenizer.py                                                        # the built-in game, any device
-    python tokenizer.py config/tiny.py --max_iters=200 --device=cpu
+    python tokenizer.py                                # the built-in game, any device
     torchrun --standalone --nproc_per_node=2 tokenizer.py config/zelda.py      # two GPUs
-    torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=HOST --master_port=29500 tokenizer.py config/zelda.py
 
-Reads `dataset`; writes out_dir/tokenizer/: ckpt_*.pt, best.pt, log.csv, status.json, samples/*.png (truth above,
-reconstruction below). `python tokenizer.py --help` lists the settings.
+Reads `dataset` and the best.pt of earlier stages. Writes out_dir/<stage>/: ckpt_*.pt, best.pt,
+log.csv, loss.png, status.json, samples/*.png. Errors that carry an exit_code end the run in their
+own words, so no `try` is needed here. `--help` lists the settings.
 """
-import csv
 import datetime
-import functools
 import math
 import os
-import signal
-import sys
-import time
 from dataclasses import asdict
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint as recompute
 
 import configurator
 import data
-import diagnose
-import files
 import pictures
-from model import Block, Tokenizer, TokenizerConfig
-from training import checkpoint
+from model import Block, Optimizers, Tokenizer, TokenizerConfig, shard
+from training import checkpoint, ranks
+from training.guard import Guard
+from training.runlog import RunLog
 
 # -----------------------------------------------------------------------------
 # config: the defaults are for the built-in game on two CPU cores
 
 # data
-dataset = 'data/tiny.h5'          # made by data.py
-seq_len = 2                       # frames in a clip
-frame_stride = 1                  # every how many frames of the recording
+dataset = 'data/tiny.h5'  # made by data.py
+seq_len = 2  # frames in a clip
+frame_stride = 1  # every how many frames of the recording
 # model
-patch_size = 8                    # pixels; divides height and width
-levels = (4, 4, 4, 4, 4)          # FSQ; the vocabulary is their product
-n_layer = 2                       # of the decoder
-n_layer_encoder = 0               # 0: a patch's token is a function of the patch alone, and stays when others change
+patch_size = 8  # pixels; divides height and width
+levels = (4, 4, 4, 4, 4)  # FSQ; the vocabulary is their product
+n_layer = 2  # of the decoder
+n_layer_encoder = 0  # 0: a patch's token depends on the patch alone, and stays when others change
+temporal = False  # look at earlier frames of the clip too
 n_head = 4
 n_embd = 128
-temporal = False                  # look at earlier frames of the clip too
 # training
-init_from = 'scratch'             # 'scratch' (an earlier run is moved aside) or 'resume'
-allow_change = ''                 # keys, with commas between, that may differ from those of the checkpoint that is resumed
-on_diverge = 'stop'               # 'stop', or 'rollback': on from best.pt at half the rate, at most twice
-dry_run = False                   # a few updates, what the whole run would need, and nothing written
-max_iters = 2000                  # updates
-total_batch_size = 8              # clips an update, over all ranks and micro-batches
-device_batch_size = 8             # clips a micro-batch, at most
-optimizer = 'muon'                # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
-learning_rate = 5e-3              # peak
-min_lr_frac = 0.05                # of the peak, at the end of the cosine
+max_iters = 2000  # updates
+total_batch_size = 8  # clips an update, over all ranks and micro-batches
+device_batch_size = 8  # clips a micro-batch, at most
+learning_rate = 5e-3  # peak
 warmup_iters = 50
+init_from = 'scratch'  # 'scratch' (an earlier run is moved aside) or 'resume'
+allow_change = ''  # keys, with commas between, that a resumed run may change all the same
+on_diverge = 'stop'  # or 'rollback': on from best.pt at half the rate, at most twice
+optimizer = 'muon'  # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
+min_lr_frac = 0.05  # of the peak, at the end of the cosine
 weight_decay = 0.0
-grad_clip = 1.0                   # 0 = off
-ema_decay = 0.0                   # averaged weights, evaluated and saved beside the raw ones; 0 = off
+grad_clip = 1.0  # 0 = off
 # evaluation, log, output
 out_dir = 'out/tiny'
-eval_interval = 500               # updates between evaluations, each with a picture and a checkpoint
-eval_iters = 8                    # held-out batches
+eval_interval = 500  # updates between evaluations, each with a picture and a checkpoint
+eval_iters = 8  # held-out batches
 log_interval = 50
-save_seconds = 600                # a checkpoint at least this often
-keep_checkpoints = 3              # newest ones, besides best.pt
+save_seconds = 600  # a checkpoint at least this often
+keep_checkpoints = 3  # newest ones, besides best.pt
 wandb_log = False
 wandb_project = 'nanoworlds'
 # system
 seed = 0
-device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
-dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
-compile = False                   # torch.compile; on a CPU it needs a C++ compiler
-activation_checkpointing = False  # compute what is inside the blocks twice instead of keeping it for the backward pass
-fsdp = False                      # share out weights and optimizer over the ranks (FSDP2): for models beyond one card
-ddp_timeout = 300                 # seconds that a rank waits for the others
+device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
+dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
+compile = False  # torch.compile; on a CPU it needs a C++ compiler
+activation_checkpointing = False  # compute what is inside the blocks twice instead of keeping it
+fsdp = False  # share out weights and optimizer over the ranks: for models beyond one card
+ddp_timeout = 300  # seconds that a rank waits for the others
 config = configurator.apply(__file__, globals())
 stage = 'tokenizer'
 
 # -----------------------------------------------------------------------------
 # distributed setup
 
-ddp = 'RANK' in os.environ        # started by torchrun
-rank, local_rank, world_size, local_world_size = (
-    int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)))
+ddp = 'RANK' in os.environ  # started by torchrun
+rank = int(os.environ.get('RANK', 0))
+local_rank = int(os.environ.get('LOCAL_RANK', 0))
+world_size = int(os.environ.get('WORLD_SIZE', 1))
 master_process = rank == 0
-device = configurator.find_device(device)
+device = configurator.find_device(device, local_rank if ddp else None)
 device_type = device.split(':')[0]
-if ddp and device_type == 'cuda':
-    device = configurator.find_device(f'cuda:{local_rank}')
-device_batch_size = min(device_batch_size, max(1, total_batch_size // world_size))
-if total_batch_size % (device_batch_size * world_size):
-    configurator.stop(2, f'config: total_batch_size={total_batch_size} is not a multiple of device_batch_size * processes\n'
-                         f'found {device_batch_size} * {world_size}; change one of them')
-grad_accum_steps = total_batch_size // (device_batch_size * world_size)
-if fsdp and (not ddp or ema_decay):
-    configurator.stop(2, f'config: fsdp=True: found {world_size} processes and ema_decay={ema_decay}\n'
-                         'expected to be started by torchrun, and ema_decay=0.0; or use --fsdp=False')
-if device_type == 'cpu':
-    torch.set_flush_denormal(True)                          # numbers next to zero are slow
-    if ddp:
-        torch.set_num_threads(max(1, os.cpu_count() // local_world_size))    # torchrun leaves each rank with one
-if device_type == 'cuda':
-    torch.set_float32_matmul_precision('high')              # TF32
-    torch.cuda.set_device(device)
+device_batch_size, grad_accum_steps = ranks.share_out(total_batch_size, device_batch_size,
+                                                      world_size)
+ranks.set_up_device(device)
 if ddp:
-    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(seconds=ddp_timeout))
+    backend = 'nccl' if device_type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=ddp_timeout))
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
-torch.manual_seed(seed)                                     # the same initial weights on every rank
-
-def keyed(*key):
-    """A seed that is a function of the key alone, so that a resumed run draws what an unbroken one would."""
-    return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0] >> 1)
-
-def all_mean(x):
-    """The mean of a tensor over all ranks. (SUM: not every backend has AVG, and MAX and MIN drop NaN.)"""
-    if ddp:
-        dist.all_reduce(x)
-    return x / world_size
-
-def odd_ranks(*texts):
-    """The ranks whose texts are not those of rank 0."""
-    mine = torch.tensor(configurator.number(*texts), device=device)
-    every = [torch.empty_like(mine) for _ in range(world_size)]
-    if ddp:
-        dist.all_gather(every, mine)
-    return [r for r in range(world_size) if ddp and every[r] != every[0]]
+torch.manual_seed(seed)  # the same initial weights on every rank
 
 # -----------------------------------------------------------------------------
 # data
 
-if ddp and not master_process:
-    dist.barrier()                                          # the master decodes the file, once
-try:
+with ranks.master_first():  # rank 0 decodes the file, once
     recording = data.load(dataset, patch_size, master_process)
-    starts = {split: data.windows(recording, split, seq_len, frame_stride) for split in ('train', 'val')}
-except data.DataError as e:
-    configurator.stop(e.exit_code, e)
-finally:
-    if ddp and master_process:
-        dist.barrier()
-frames, dataset_id = data.to_device(recording.frames, device), recording.data_id
+starts = {s: data.windows(recording, s, seq_len, frame_stride) for s in ('train', 'val')}
+frames = data.to_device(recording.frames, device)
+
 
 def get_batch(split, it, micro_step):
-    """(clip,) of this rank's share. The whole batch is a function of (seed, split, it), whatever the number of ranks."""
+    """(clip,) of this rank's share. Batch `it` is the same for any number of ranks."""
+    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
     share = (micro_step * world_size + rank) * device_batch_size
-    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share:share + device_batch_size]
+    picks = picks[share:share + device_batch_size]
     return (data.clips(frames, picks, seq_len, frame_stride, device),)
 
+
 # -----------------------------------------------------------------------------
-# model
+# model, and its picture
 
 height, width = recording.frames.shape[1:3]
-model = Tokenizer(TokenizerConfig(height, width, patch_size, levels, n_layer, n_layer_encoder, n_head, n_embd, temporal)).to(device)
-parents = {}                                                # ids of the weights that this stage builds on
-notes = {}                                                  # what else its checkpoints say
-chance = None                                               # loss of a guess, for stages with a cross-entropy
+model = Tokenizer(TokenizerConfig(height, width, patch_size, levels, n_layer, n_layer_encoder,
+                                  n_head, n_embd, temporal)).to(device)
+chance = None  # nats: the loss of a guess, for stages with a cross-entropy
+about = dict(stage=stage, config=config, model_args=asdict(model.config),
+             data_id=recording.data_id, parents={})
 
-# -----------------------------------------------------------------------------
-# picture
 
 @torch.no_grad()
-def picture(path, model):
+def picture():
     """Held-out frames above, their reconstructions below."""
     clip = data.clips(frames, data.draw(starts['val'], 8, seed), seq_len, frame_stride, device)
-    model.eval()
     with ctx:
-        again = model.decode(model.encode(clip))
-    raw_model.train()
-    pictures.save_png(path, pictures.grid([pictures.to_uint8(clip[:, 0]), pictures.to_uint8(again[:, 0])], labels=['truth', 'tokens']))
+        again = raw_model.decode(raw_model.encode(clip))
+    rows = [pictures.to_uint8(clip[:, 0]), pictures.to_uint8(again[:, 0])]
+    return pictures.grid(rows, labels=['truth', 'tokens'])
+
 
 # -----------------------------------------------------------------------------
-# resume, optimizer, compile, DDP
+# optimizer, resume, compile, DDP
 
+raw_model = model
 run_dir = os.path.join(out_dir, stage)
-odd = odd_ranks(configurator.digest(config), dataset_id, *parents.values(), checkpoint.weights_id(model.state_dict()))
-if odd:
-    configurator.stop(2, f'{stage}: found ranks {odd} with other settings, data or initial weights than rank 0\n'
-                         'expected the same on all: start every rank with the same command, files and version of torch')
-# what the divergence guard knows; in every checkpoint, or a job that restarts every few hundred updates would never trip it
-guard = dict(best_loss=math.inf, best_iter=0, ema=0.0, seen=0, best_ema=math.inf, above_best=0, above_chance=0, bad_evals=0,
-             skipped=[], rate=1.0, rollbacks=0)
-iter_start, ckpt = 0, None
-if init_from == 'resume':
-    try:
-        if master_process:                                  # the master chooses, all load the same file
-            iter_start = checkpoint.latest(run_dir, stage)['iter']
-        if ddp:
-            iter_start = torch.tensor(iter_start, device=device)
-            dist.broadcast(iter_start, 0)
-            iter_start = iter_start.item()
-        ckpt = checkpoint.load(os.path.join(run_dir, checkpoint.file_name(iter_start)), stage)
-        checkpoint.expect(ckpt, model_args=asdict(model.config), data_id=dataset_id, parents=parents)
-        altered = checkpoint.expect_config(ckpt, config, allow_change.split(','))
-    except checkpoint.CheckpointError as e:
-        configurator.stop(4, e)
-    if master_process:
-        print(f'resume: {ckpt["path"]} (iter {iter_start}, loss {ckpt["metrics"].get("loss", math.nan):.4f})' + ''.join(f'; {c}' for c in altered))
-
-blocks = [m for m in model.modules() if isinstance(m, Block)]
 n_parameters = sum(p.numel() for p in model.parameters())
+ranks.expect_same_start(about, checkpoint.weights_id(model.state_dict()), device)
+Block.recompute = activation_checkpointing
 if fsdp:
-    from torch.distributed.fsdp import fully_shard          # two seconds
-    mesh = dist.init_device_mesh(device_type, (world_size,))             # (of a GPU by default, where there is one)
-    for m in (*blocks, model):                              # a block's weights are gathered when it is their turn
-        fully_shard(m, mesh=mesh)
-hidden = {name: p for name, p in model.named_parameters() if optimizer == 'muon' and 'blocks.' in name and p.ndim == 2}
-rest = [p for name, p in model.named_parameters() if name not in hidden]
-optimizers = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)]
-if hidden:                                                  # updates as large as AdamW's: one learning_rate for both
-    optimizers.append(torch.optim.Muon(hidden.values(), learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'))
+    shard(model, device_type)
+optimizers = Optimizers(model, optimizer, learning_rate, weight_decay)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
-raw_model, eval_model = model, ema.module if ema else model
-
-def restore(ckpt):
-    """Weights, optimizer and guard as they were; the learning rate is a function of the iteration and not restored."""
-    checkpoint.load_weights(raw_model, ckpt['model'])
-    for o, state in zip(optimizers, ckpt['optimizer']):
-        checkpoint.load_optimizer(o, state)
-    if ckpt['scaler']:                                      # none if it was not float16 then
-        scaler.load_state_dict(ckpt['scaler'])
-    guard.update(ckpt['guard'])
-    if ema:
-        ema.module.load_state_dict(ckpt['ema'] or ckpt['model'])
-        ema.n_averaged.fill_(1)                             # or the first update would copy the raw weights over
-
-if activation_checkpointing:
-    for m in blocks:
-        m.forward = functools.partial(recompute, m.forward, use_reentrant=False)
+guard = Guard(max_iters, chance)
+trained = raw_model, optimizers, scaler, guard  # what a checkpoint saves and a resumed run restores
+iter_start = 0
+if init_from == 'resume':
+    iter_start = checkpoint.resume(run_dir, about, allow_change, device, *trained)
 if compile:
-    model.compile()                                         # in place: the names in state_dict stay as they are
-    problem = ''
-    batch = get_batch('train', 0, 0)
-    try:                                                    # it is lazy: forward and backward fail at their first call
-        with ctx:
-            loss, _ = model(*batch)
-        loss.backward()
-        if not all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
-            problem = 'found gradients that are not finite'
-    except Exception as e:                                  # whatever a compiler raises
-        problem = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:120]}'
-    model.zero_grad(set_to_none=True)
-    if all_mean(torch.tensor(float(bool(problem)), device=device)):     # on any rank: all of them do without
-        model._compiled_call_impl = None
-        if problem:
-            print(f'{stage}: compile failed ({problem}); training goes on without it', flush=True)
-if ckpt:                                                    # after that trial, which may have moved running statistics
-    restore(ckpt)
-    del ckpt                                                # frees the memory
+    ranks.compile_if_it_works(model, ctx, get_batch('train', 0, 0))
 if ddp and not fsdp:
-    model = DDP(model, device_ids=[local_rank] if device_type == 'cuda' else None, forward_sync_buffers=False)
+    device_ids = [local_rank] if device_type == 'cuda' else None
+    model = DDP(model, device_ids=device_ids, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
-# evaluation
+# evaluation, learning rate
+
 
 @torch.no_grad()
 def estimate_loss():
-    """Means over the same held-out batches with the same masks each time; every rank evaluates its share."""
-    eval_model.eval()
+    """Means over the same held-out batches and masks each time; every rank evaluates its share."""
+    raw_model.eval()
     total = 0
     for i in range(eval_iters):
         for micro_step in range(grad_accum_steps):
-            torch.manual_seed(keyed(1, i, micro_step * world_size + rank))
+            torch.manual_seed(data.key_seed(seed, 1, i, micro_step * world_size + rank))
             batch = get_batch('val', i, micro_step)
             with ctx:
-                loss, metrics = eval_model(*batch)
+                loss, metrics = raw_model(*batch)
             total = total + torch.stack([loss, *metrics.values()]).float()
     raw_model.train()
-    means = all_mean(total / eval_iters / grad_accum_steps).tolist()
-    val = dict(zip(['val_loss', *('val_' + k for k in metrics)], means))
+    means = ranks.all_mean(total / eval_iters / grad_accum_steps).tolist()
+    val = {f'val_{name}': mean for name, mean in zip(['loss', *metrics], means)}
     if 'val_shuffled_loss' in val:
         val['val_shuffled_ratio'] = val['val_shuffled_loss'] / max(val['val_loss'], 1e-9)
     return val
 
-# -----------------------------------------------------------------------------
-# learning-rate schedule
 
 def get_lr(it):
-    """Linear warmup, then a cosine down to min_lr_frac of the peak at max_iters. A function of `it` alone."""
+    """Linear warmup, then a cosine down to min_lr_frac of the peak at max_iters."""
     if it <= warmup_iters:
         return learning_rate * it / warmup_iters
     progress = min(1, (it - warmup_iters) / max(1, max_iters - warmup_iters))
-    return learning_rate * (min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress)))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return learning_rate * (min_lr_frac + (1 - min_lr_frac) * cosine)
 
-# -----------------------------------------------------------------------------
-# divergence guard
 
-def diverging(loss):
-    """Takes the loss of an update, undivided and over all ranks; returns the rule that the run breaks, or ''."""
-    guard['seen'] += 1
-    guard['ema'] += (loss - guard['ema']) / min(200, guard['seen'])      # at first a plain mean, so no bias to correct
-    if guard['seen'] <= min(1000, max_iters // 50):
-        return ''
-    guard['best_ema'] = min(guard['best_ema'], guard['ema'])
-    guard['above_best'] = guard['above_best'] + 1 if guard['ema'] > 1.3 * guard['best_ema'] else 0
-    guard['above_chance'] = guard['above_chance'] + 1 if chance and guard['ema'] > 1.05 * chance else 0
-    if guard['above_chance'] >= 500:
-        return f'the mean loss {guard["ema"]:.4f} was above chance, {chance:.4f}, for 500 updates'
-    if guard['above_best'] >= 500:
-        return f'the mean loss {guard["ema"]:.4f} was 1.3 times its best, {guard["best_ema"]:.4f}, for 500 updates'
-    return ''
+def batches_after(it):
+    """The micro-batches of the updates after `it`; others after a rollback."""
+    while True:
+        it += 1
+        for micro_step in range(grad_accum_steps):
+            yield get_batch('train', it + guard.rollbacks * max_iters, micro_step)
 
-def worse(val_loss):
-    """The same for an evaluation."""
-    guard['bad_evals'] = guard['bad_evals'] + 1 if val_loss > 1.5 * guard['best_loss'] else 0
-    if guard['bad_evals'] >= 3:
-        return f'the held-out loss {val_loss:.4f} was 1.5 times its best, {guard["best_loss"]:.4f}, in 3 evaluations running'
-    return ''
 
 # -----------------------------------------------------------------------------
 # training loop
 
-log_path = os.path.join(run_dir, 'log.csv')
-need = 4 * 12 * n_parameters                                # bytes: four checkpoints, each weights and two moments in float32
-if master_process and not dry_run:
-    try:
-        checkpoint.open_run(run_dir, iter_start if init_from == 'resume' else None, need)
-    except files.DiskError as e:
-        configurator.stop(7, e)
-    if wandb_log:
-        import wandb
-        wandb.init(project=wandb_project, name=f'{out_dir}/{stage}', config=config)
-    checkpoint.write_status(run_dir, state='running', iter=iter_start)
-if master_process:
-    print(f'{stage}: {n_parameters:,} parameters on {world_size} x {device} in {dtype}, '
-          f'{len(starts["train"]):,} windows to train on, {len(starts["val"]):,} held out, {total_batch_size} an update')
-    passes = max_iters * total_batch_size / len(starts['train'])
-    if passes > 100:
-        print(f'  warning: the run will see each window {passes:.0f} times; it may learn the recording by heart. Record more, or lower max_iters')
-    if device_type == 'cuda' and local_world_size < torch.cuda.device_count():
-        print(f'  warning: {local_world_size} of {torch.cuda.device_count()} GPUs in use; '
-              f'torchrun --standalone --nproc_per_node={torch.cuda.device_count()} {stage}.py uses all')
-
-signals = []                                                # acted upon after the update
-for s in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(s, lambda number, frame: signals.append(number))
-
-it, state, reason, term, failed_saves, saved_iter, window, batch = iter_start, '', '', 0, 0, iter_start, [], None
-val_columns = estimate_loss()                               # before the first update: a mistake in it shows at once
-if master_process:
-    print(f'iter {it}/{max_iters} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val_columns.items()), flush=True)
-t_start = t_log = t_saved = time.time()
-while it < max_iters and not state:
+n_windows = {split: len(s) for split, s in starts.items()}
+run = RunLog(about, iter_start, n_windows, n_parameters, chance, device)
+run.begin(iter_start, estimate_loss())  # before the first update: a mistake in it shows at once
+it = iter_start
+batches = batches_after(it)
+batch = next(batches)
+while it < max_iters and run.state == 'running':
     it += 1
-    lr = guard['rate'] * get_lr(it)
-    for o in optimizers:
-        for group in o.param_groups:
-            group['lr'] = lr
+    lr = guard.rate * get_lr(it)
+    for group in optimizers.param_groups:
+        group['lr'] = lr
     sums = 0
     for micro_step in range(grad_accum_steps):
-        batch = batch or get_batch('train', it + guard['rollbacks'] * max_iters, micro_step)     # after a rollback: other batches
-        torch.manual_seed(keyed(0, it, micro_step * world_size + rank))
-        last = micro_step == grad_accum_steps - 1           # gradients meet once an update
-        if fsdp:
-            model.set_requires_gradient_sync(last)
-        elif ddp:
-            model.require_backward_grad_sync = last
+        # the seed depends on the update alone, so a resumed run draws what an unbroken one would
+        torch.manual_seed(data.key_seed(seed, 0, it, micro_step * world_size + rank))
+        if ddp:  # gradients are averaged over the ranks once an update
+            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         with ctx:
             loss, metrics = model(*batch)
-        loss = checkpoint.fault(it, loss, raw_model)        # for the tests
         scaler.scale(loss / grad_accum_steps).backward()
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
-        # the next one is read and sent off while the GPU still computes
-        batch = get_batch('train', it + last + guard['rollbacks'] * max_iters, 0 if last else micro_step + 1)
-    for o in optimizers:
-        scaler.unscale_(o)
+        batch = next(batches)  # is read and sent off while the GPU still computes
+    scaler.unscale_(optimizers)
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
-    grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
+    if fsdp:
+        grad_norm = grad_norm.full_tensor()
 
-    # one small all-reduce an update, and the only time that the host waits for the GPU: what all ranks decide by. The norm
-    # and the loss, was any told to stop, is it time to save
-    flags = [signal.SIGTERM in signals, signal.SIGINT in signals, master_process and time.time() - t_saved > save_seconds]
-    known = torch.cat([sums / grad_accum_steps, grad_norm[None], torch.tensor(flags).to(sums, non_blocking=True)])
-    *means, grad_norm, term, interrupt, overdue = all_mean(known).tolist()
+    # all that the ranks decide by, in one small all-reduce; the only time that the host waits for
+    # the GPU. The loss that is logged is the undivided mean over all ranks and micro-batches
+    wishes = torch.tensor(run.wishes()).to(sums, non_blocking=True)
+    agreed = ranks.all_mean(torch.cat([sums / grad_accum_steps, grad_norm[None], wishes]))
+    *means, grad_norm, sigterm, sigint, save_due = agreed.tolist()
     if math.isfinite(grad_norm):
-        for o in optimizers:
-            scaler.step(o)
-        if ema:
-            ema.update_parameters(raw_model)
-    elif scaler.get_scale() <= 1:                           # float16 lowers its scale first
-        guard['skipped'] = [i for i in guard['skipped'] if i > it - 1000] + [it]
-        if master_process:
-            print(f'iter {it}: the gradient is not finite; update skipped', flush=True)
-        if len(guard['skipped']) >= 10 or guard['skipped'][-3:] == [it - 2, it - 1, it]:
-            state, reason = 'nonfinite', f'gradients were not finite in updates {guard["skipped"]}\nlower learning_rate; --init_from=resume'
+        scaler.step(optimizers)
+    elif scaler.get_scale() <= 1:  # float16 lowers its scale first
+        run.say(f'iter {it}: the gradient is not finite; update skipped')
+        run.stop_if(guard.check_gradient(it), 'nonfinite')
     scaler.update()
-    for o in optimizers:
-        o.zero_grad(set_to_none=True)
+    optimizers.zero_grad(set_to_none=True)
+    run.count(means)
     if math.isfinite(means[0]):
-        window.append(means)
-        reason = reason or diverging(means[0])
-        state = state or 'diverged' * bool(reason)
-    state = state or 'interrupted' * bool(term or interrupt)
+        run.stop_if(guard.check_update(means[0]), 'diverged')
+    run.obey(sigterm, sigint)
 
-    # what follows happens at log lines: log, evaluate, save, go back
+    # every now and then: log, evaluate, save, go back
     evaluating = it % eval_interval == 0 or it == max_iters
-    saving = evaluating or overdue or state == 'interrupted'
-    if dry_run:
-        if it == min(iter_start + 4, max_iters):
-            break
-        if it == iter_start + 1:
-            t_log, window = time.time(), []                 # the first update also warms up
+    saving = evaluating or save_due or run.state == 'interrupted'
+    if it % log_interval and not saving and run.state == 'running':
         continue
-    if it % log_interval and not saving and not state:
-        continue
-    now, n = time.time(), max(1, len(window))
-    dt, eta = (now - t_log) / n, (now - t_start) / (it - iter_start) * (max_iters - it)   # seconds an update, seconds to go
-    means = np.mean(window, 0).tolist() if window else [math.nan] * len(means)
-    row = dict(iter=it, runtime=round(now - t_start, 2), loss=means[0], lr=lr, grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
-    window, val, best = [], {}, False
-    if saving:                                              # with fsdp the ranks put them together
-        weights, moments = checkpoint.whole(raw_model.state_dict()), [checkpoint.whole(o.state_dict()) for o in optimizers]
-    odd = saving and odd_ranks(checkpoint.weights_id(weights))
-    if odd:                                                 # gradients would be averaged over strangers
-        configurator.stop(1, f'{stage}: found other weights on ranks {odd} than on rank 0 at iter {it}, expected the same\n'
-                             'nothing was saved; --init_from=resume goes back to the last checkpoint')
+    row, val, best = run.row(it, lr, grad_norm, metrics), {}, False
     if evaluating:
-        val = estimate_loss()
-        best = val['val_loss'] < guard['best_loss']
-        if best:
-            guard.update(best_loss=val['val_loss'], best_iter=it)
-        if not state:
-            reason = worse(val['val_loss'])
-            state = 'diverged' * bool(reason)
-    if master_process:
-        line = f'iter {it}/{max_iters} | loss {means[0]:.4f}' + (f' (chance {chance:.3f})' if chance else '')
-        line += ''.join(f' | {k} {row[k]:.3g}' for k in metrics) + f' | lr {lr:.1e} | norm {grad_norm:.2f} | {1000 * dt:.0f} ms'
-        print(f'{line} | {total_batch_size * seq_len / dt:,.0f} frames/s | ETA {eta // 60:.0f}m{eta % 60:02.0f}s', flush=True)
-        if val:
-            print('  held out | ' + ' | '.join(f'{k} {v:.4g}' for k, v in val.items()) + ' | best' * best, flush=True)
-            for sentence in raw_model.complaints(val):
-                print(f'  warning: {sentence}', flush=True)
-        logged = {**row, **(val or dict.fromkeys(val_columns, ''))}
-        try:
-            with open(log_path, 'a', newline='') as f:
-                csv.writer(f).writerows([logged.keys(), logged.values()] if f.tell() == 0 else [logged.values()])
-        except OSError as e:
-            print(f'  warning: {log_path}: cannot be written: {e}', flush=True)
-        if wandb_log:
-            wandb.log({k: v for k, v in logged.items() if v != ''}, step=it)
+        val, image = estimate_loss(), picture()
+        best = guard.is_best(val['val_loss'], it)
+        run.stop_if(guard.check_evaluation(val['val_loss']), 'diverged')
+    run.log(row, val, best, raw_model.warnings(val) if val else [])
     if saving:
-        problem = 0
+        state = checkpoint.snapshot(*trained)  # by every rank: with fsdp each holds a part
+        ranks.expect_same_weights(checkpoint.weights_id(state['model']), stage, it, device)
         if master_process:
-            try:
-                checkpoint.save(run_dir, dict(
-                    stage=stage, iter=it, config=config, model_args=asdict(raw_model.config), model=weights,
-                    ema=ema.module.state_dict() if ema else None, optimizer=moments,
-                    scaler=scaler.state_dict(), guard=dict(guard), metrics={**row, **val}, data_id=dataset_id, parents=parents,
-                    **notes, world=dict(world_size=world_size, device=device_type, threads=torch.get_num_threads()),
-                ), keep_checkpoints, best)
-                checkpoint.write_status(run_dir, state='running', iter=it, saved_iter=it)
+            with run.surviving_disk_trouble(it):
+                ckpt = dict(about, iter=it, metrics={**row, **val}, **state)
+                checkpoint.save(run_dir, ckpt, keep_checkpoints, best)
                 if evaluating:
-                    shown = eval_model
-                    if fsdp:                                # whole again, for the master alone
-                        shown = type(raw_model)(raw_model.config).to(device)
-                        shown.load_state_dict(weights)
-                    picture(os.path.join(run_dir, 'samples', f'{it:08d}.png'), shown)
-            except files.DiskError as e:
-                problem = 1
-                print(f'{e}\ntraining goes on; the next try is at the next evaluation', flush=True)
-            except checkpoint.CheckpointError as e:         # weights that are not finite, for one: never written
-                problem = 2
-                print(e, flush=True)
-        problem = round(all_mean(torch.tensor(float(problem), device=device)).item() * world_size)
-        failed_saves, saved_iter, t_saved = (failed_saves + 1, saved_iter, time.time()) if problem else (0, it, time.time())
-        if problem == 2:
-            state, reason = 'nonfinite', f'the weights of iter {it} are not fit to be saved; nothing was replaced\nlower learning_rate; --init_from=resume'
-        elif failed_saves >= 3 or problem and (state or it == max_iters):
-            state, reason = 'io_error', f'{failed_saves} checkpoints in a row could not be written, up to iter {it}'
-    if state == 'diverged' and os.path.exists(os.path.join(run_dir, 'best.pt')):
-        if master_process:
-            checkpoint.go_back(run_dir, stage)              # best.pt is the newest now; later ones are called .diverged
-        if ddp:
-            dist.barrier()
-        if on_diverge == 'rollback' and guard['rollbacks'] < 2:
-            rate, rollbacks = guard['rate'] / 2, guard['rollbacks'] + 1
-            ckpt = checkpoint.load(os.path.join(run_dir, 'best.pt'), stage)
-            restore(ckpt)
-            guard.update(rate=rate, rollbacks=rollbacks)
-            if master_process:
-                print(f'iter {it}: {reason}\nrollback {rollbacks} to iter {ckpt["iter"]} at {rate} times the learning rate', flush=True)
-            it, state, reason, batch = ckpt['iter'], '', '', None
-            del ckpt
-    t_log = time.time()
+                    pictures.save_png(os.path.join(run_dir, 'samples', f'{it:08d}.png'), image)
+        run.agree_on_save(it)
+    if run.state == 'diverged' and checkpoint.make_best_the_newest(run_dir, stage):
+        if on_diverge == 'rollback' and guard.rollbacks < 2:
+            diverged_at, it = it, checkpoint.roll_back(run_dir, stage, *trained)
+            run.rolled_back(diverged_at, it, guard.rate, guard.rollbacks)
+            batches = batches_after(it)
+            batch = next(batches)
 
-minutes = (time.time() - t_start) / 60
-best_path = os.path.join(run_dir, 'best.pt')
-code = {'': 0, 'diverged': 5, 'nonfinite': 6, 'io_error': 7, 'interrupted': 143 if term else 130}[state]
-if dry_run:
-    if master_process:
-        seconds = (time.time() - t_log) / max(1, len(window))
-        peak = torch.cuda.max_memory_allocated() if device_type == 'cuda' else configurator.peak_memory()
-        print(f'dry run: {1000 * seconds:.0f} ms an update, {seconds * max_iters / 60:.1f} minutes for {max_iters} of them; '
-              f'memory at its peak {peak / 1e9:.2f} GB a rank\n'
-              f'each window is seen {passes:.1f} times; four checkpoints need {need / 1e6:.0f} MB of the {files.free_space(run_dir) / 1e6:.0f} MB that are free\n'
-              'nothing was written')
-elif master_process:
-    if not code:
-        reason = f'{it} updates, {minutes:.1f} minutes, best held-out loss {guard["best_loss"]:.4f}; see {run_dir}'
-    elif state == 'interrupted':
-        reason = f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
-    elif state == 'diverged':
-        launch = f'torchrun --standalone --nproc_per_node={world_size}' if ddp else 'python'
-        again = f'{launch} {stage}.py {" ".join(sys.argv[1:])} --learning_rate={learning_rate / 2:g}'
-        reason += (f'\ngo back to iter {guard["best_iter"]}: {again} --init_from=resume' if os.path.exists(best_path) else
-                   f'\nno checkpoint was written before that; start anew: {again}')
-    checkpoint.write_status(run_dir, state=state or 'done', iter=it, saved_iter=saved_iter, reason=reason, resume_from=best_path if state == 'diverged' else '')
-    if wandb_log:
-        wandb.finish()
-    if not code:
-        print(f'{stage}: {reason}')
-    print(diagnose.verdict(log_path, round(math.exp(chance)) if chance else None, max_iters, getattr(raw_model, 'n_actions', None)))
+run.finish(it, guard.best_loss, guard.best_iter)
 if ddp:
-    del model                                               # its threads outlive the group, and may abort the exit
+    del model  # its threads outlive the group, and may abort the exit
     dist.destroy_process_group()
-if code:
-    configurator.stop(code, f'{stage}: {reason}')
+run.exit()

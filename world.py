@@ -1,59 +1,219 @@
-"""The stages together: models from their checkpoints, and the world that they make."""
+"""The stages together: models from their checkpoints, a recording as stage 3 sees it, and the world
+that they make."""
 import os
 
 import numpy as np
 import torch
 
+import configurator
 import data
 from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer,
                    TokenizerConfig)
 from training import checkpoint
 
-STAGES = {'tokenizer': (Tokenizer, TokenizerConfig), 'latent_actions': (LatentActionModel, LatentActionConfig),
+STAGES = {'tokenizer': (Tokenizer, TokenizerConfig),
+          'latent_actions': (LatentActionModel, LatentActionConfig),
           'dynamics': (Dynamics, DynamicsConfig)}
 
 
 def load_stage(out_dir, stage, device):
-    """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode; and what else the checkpoint says
-    (iter, config, parents ...) with the `id` of the weights. Raises checkpoint.CheckpointError."""
+    """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode.
+
+    Also returns what else the checkpoint says (iter, config, parents ...), with the `id` of the
+    weights. Raises checkpoint.CheckpointError.
+    """
     ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
-    weights = checkpoint.weights(ckpt)
+    weights = ckpt.get('ema') or ckpt['model']  # earlier versions could keep averaged weights
     Model, Config = STAGES[stage]
     try:
         model = Model(Config(**ckpt['model_args']))
         model.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as e:       # another version's network; sizes that do not go together
-        raise checkpoint.CheckpointError(ckpt['path'], f'found weights of another network than {stage}.py makes now: {str(e).splitlines()[0][:100]}',
-                                         f'go back to the version that trained it, or train it again: python {stage}.py config/NAME.py') from e
+    except (TypeError, ValueError, RuntimeError) as e:  # of another version; sizes that do not fit
+        reason = str(e).splitlines()[0][:100]
+        raise checkpoint.CheckpointError(
+            ckpt['path'], f'found weights of another network than {stage}.py makes now: {reason}',
+            'go back to the version that trained it, or train it again: '
+            f'python {stage}.py config/NAME.py') from e
     about = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
-    return model.to(device).eval().requires_grad_(False), {**about, 'id': checkpoint.weights_id(weights)}
+    about['id'] = checkpoint.weights_id(weights)
+    return model.to(device).eval().requires_grad_(False), about
 
 
 def load_world(out_dir, dataset, device):
-    """The stages that belong together: tokenizer, labeller (None if stage 3 did without stage 2), dynamics, and what the
-    dynamics' checkpoint says; and the recording `dataset` to start from. Raises checkpoint.CheckpointError, also when an earlier
-    stage was trained again since: its tokens or actions would mean something else now. Raises data.DataError if the recording
-    is no such as they were trained on."""
+    """
+    The stages that belong together, and the recording `dataset` to start from: -> tokenizer,
+    action_model (None if stage 3 did without stage 2), dynamics, about (what the checkpoint of the
+    dynamics says), recording.
+
+    Raises checkpoint.CheckpointError, also when an earlier stage was trained again since: its
+    tokens or actions would mean something else now. Raises data.DataError if they were trained on
+    another kind of recording.
+    """
     dynamics, about = load_stage(out_dir, 'dynamics', device)
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
-    checkpoint.expect(about, parents={stage: parent['id'] for stage, (_, parent) in parents.items()})
-    tokenizer, n_actions = parents['tokenizer'][0], dynamics.config.n_actions
+    checkpoint.expect(about, parents={stage: told['id'] for stage, (_, told) in parents.items()})
+    tokenizer = parents['tokenizer'][0]
+    action_model = parents['latent_actions'][0] if 'latent_actions' in parents else None
     recording = data.load(dataset, tokenizer.config.patch_size)
-    found, expected = recording.frames.shape[1:3], (tokenizer.config.height, tokenizer.config.width)
+    found = recording.frames.shape[1:3]
+    expected = tokenizer.config.height, tokenizer.config.width
+    cure = 'use its dataset, or train on this one'
     if found != expected:
-        data.refuse(dataset, f'frames of {found}', f'{expected} as the tokenizer in {out_dir} was trained on', 'use its dataset, or train on this one')
-    actions = recording.actions
-    if about['config']['action_source'] == 'labels' and (actions is None or actions.ndim != 1 or actions.max() >= n_actions):
-        data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the dynamics in {out_dir} was trained on',
-                    'use its dataset, or train on this one')
-    return tokenizer, parents['latent_actions'][0] if 'latent_actions' in parents else None, dynamics, about, recording
+        data.refuse(dataset, f'frames of {found}',
+                    f'{expected} as the tokenizer in {out_dir} was trained on', cure)
+    if about['config']['action_source'] == 'labels':
+        actions, n_actions = recording.actions, dynamics.config.n_actions
+        if actions is None or actions.ndim != 1 or actions.max() >= n_actions:
+            data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the '
+                        f'dynamics in {out_dir} was trained on', cure)
+    return tokenizer, action_model, dynamics, about, recording
 
 
-def taken_actions(source, labeller, clip, recording, picks):
-    """The actions (B,T-1) that were really taken in the clips (B,T,C,H,W) that start at frames `picks` of the recording, as
-    the dynamics was trained to hear them. source: its `action_source`."""
+def taken_actions(source, action_model, clip, recording, picks):
+    """The actions (B,T-1) that were really taken in the clips (B,T,C,H,W) that start at frames
+    `picks` of the recording, as the dynamics was trained to hear them. source: its
+    `action_source`."""
     if source == 'latent':
-        return labeller.encode(clip)
+        return action_model.encode(clip)
     if source == 'labels':
-        return torch.from_numpy(recording.actions[picks[:, None] + np.arange(clip.size(1) - 1)]).to(clip.device)
+        index = picks[:, None] + np.arange(clip.size(1) - 1)
+        return torch.from_numpy(recording.actions[index]).to(clip.device)
     return torch.zeros(len(clip), clip.size(1) - 1, dtype=torch.int64, device=clip.device)
+
+
+def synchronize(device):
+    """Waits until the device has done what it was told to, before a clock is read."""
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+    if device == 'mps':
+        torch.mps.synchronize()
+
+
+# -----------------------------------------------------------------------------
+# a recording as stage 3 sees it
+
+
+class Encoded:
+    """
+    The tokens of every frame and the action that follows each, computed by the earlier stages once
+    and kept in out_dir/cache, where later runs find them. (A temporal tokenizer's tokens depend on
+    the frames before, so they are computed for every clip anew.)
+
+    ctx, dtype: of the autocast to compute under, and its name. Ends the process with exit code 3 or
+    4 if recording, tokenizer and action_source do not go together.
+    """
+
+    def __init__(self, recording, out_dir, action_source, frame_stride, ctx, dtype, device):
+        self.recording, self.out_dir, self.frame_stride = recording, out_dir, frame_stride
+        self.ctx, self.dtype, self.device = ctx, dtype, device
+        self.tokenizer, about = load_stage(out_dir, 'tokenizer', device)
+        self.parents = {'tokenizer': about['id']}  # ids of the weights that stage 3 builds on
+        self.action_model = None
+        if action_source == 'latent':
+            self.action_model, about = load_stage(out_dir, 'latent_actions', device)
+            self.parents['latent_actions'] = about['id']
+        self.check(action_source)
+        self.frames = recording.frames
+        if self.tokenizer.config.temporal:  # else each is looked at once, and the GPU stays free
+            self.frames = data.to_device(recording.frames, device)
+        self.tokens = self.of_every_frame('tokens', self.compute_tokens, self.parents['tokenizer'])
+        if action_source == 'latent':
+            key = self.parents['latent_actions'], frame_stride
+            self.actions = self.of_every_frame('actions', self.compute_actions, *key)
+            self.n_actions = self.action_model.n_actions
+        elif action_source == 'labels':
+            self.actions = recording.actions.astype(np.int32)
+            self.n_actions = int(recording.actions.max()) + 1
+        else:
+            self.actions = np.zeros(len(self.frames), np.int32)
+            self.n_actions = 1
+        self.all_tokens = data.to_device(self.tokens, device)
+        self.all_actions = data.to_device(self.actions, device)
+        after, before = self.tokens[frame_stride:], self.tokens[:-frame_stride]
+        self.changes = (after != before).sum(1)  # tokens, from each frame to the next
+
+    def check(self, action_source):
+        recording, c = self.recording, self.tokenizer.config
+        found, expected = recording.frames.shape[1:3], (c.height, c.width)
+        if found != expected:
+            configurator.stop(4, f'{recording.path} has frames of {found}, the tokenizer in '
+                                 f'{self.out_dir} was trained on {expected}\n'
+                                 'train the tokenizer again, or use its dataset')
+        labels = recording.actions is not None and recording.actions.ndim == 1
+        if action_source == 'labels' and not (labels and self.frame_stride == 1):
+            configurator.stop(3, f'{recording.path}: action_source=labels needs whole-number '
+                                 '"actions" in the file, and frame_stride=1\n'
+                                 'use --action_source=latent')
+
+    def of_every_frame(self, name, compute, *key):
+        """What compute(picks) says of every frame, from out_dir/cache if it stands there."""
+        key = self.recording.data_id, self.dtype, *map(str, key)
+        file = f'{name}_{configurator.hash_texts(*key):015x}.npy'
+        return data.cached(os.path.join(self.out_dir, 'cache', file), len(self.frames), compute)
+
+    @torch.no_grad()
+    def compute_tokens(self, picks):
+        """Frames (n,) -> their tokens (n,N)."""
+        small = self.tokenizer.vocab_size <= 2 ** 15
+        with self.ctx:
+            tokens = self.tokenizer.encode(data.clips(self.frames, picks, 1, 1, self.device))
+        return tokens[:, 0].cpu().numpy().astype(np.int16 if small else np.int32)
+
+    @torch.no_grad()
+    def compute_actions(self, picks):
+        """Frames (n,) -> the action that follows each. (Across a cut, or after the end, it is
+        nonsense; no window holds one.)"""
+        picks = np.minimum(picks, len(self.frames) - 1 - self.frame_stride)
+        with self.ctx:
+            pairs = data.clips(self.frames, picks, 2, self.frame_stride, self.device)
+            return self.action_model.encode(pairs)[:, 0].cpu().numpy().astype(np.int32)
+
+    def gather(self, picks, length):
+        """tokens (B,length,N) and actions (B,length-1) of the windows that start at picks."""
+        index = picks[:, None] + np.arange(length) * self.frame_stride
+        if self.tokenizer.config.temporal:
+            clip = data.clips(self.frames, picks, length, self.frame_stride, self.device)
+            with torch.no_grad(), self.ctx:
+                tokens = self.tokenizer.encode(clip)
+        else:
+            tokens = data.rows(self.all_tokens, index, self.device).long()
+        return tokens, data.rows(self.all_actions, index[:, :-1], self.device).long()
+
+    def held_out(self, n, shortest, length, seed):
+        """First frames of n held-out windows of `length` frames, and that length; of the shortest
+        one where no held-out episode is as long."""
+        try:
+            starts = data.windows(self.recording, 'val', length, self.frame_stride)
+        except data.DataError:
+            length = shortest
+            starts = data.windows(self.recording, 'val', length, self.frame_stride)
+        return data.draw(starts, n, seed), length
+
+    def ending_in_a_new_scene(self, starts, seq_len):
+        """Those of the windows in whose last step more than half of the tokens change."""
+        last_step = starts + (seq_len - 2) * self.frame_stride
+        return starts[self.changes[last_step] > self.tokenizer.n_tokens / 2]
+
+    def action_names(self, action_source):
+        """
+        What each action is called, where the dataset says: the label of three quarters of its
+        transitions in which something changed. Two actions of one name are told apart by number,
+        the more frequent first; '' for a rare one or a mixture of labels. For the keys of those who
+        play and for eval.py; no weight is trained on it.
+        """
+        names, recording = [''] * self.n_actions, self.recording
+        labels = recording.actions is not None and recording.actions.ndim == 1
+        if not labels or self.frame_stride != 1 or action_source == 'none':
+            return names
+        t = data.windows(recording, 'train', 2)
+        t = t[self.changes[t] > 0]
+        counts = np.zeros((self.n_actions, int(recording.actions.max()) + 1), int)
+        np.add.at(counts, (self.actions[t], recording.actions[t]), 1)
+        words = recording.action_names or [str(i) for i in range(counts.shape[1])]
+        used = []
+        for action in counts.max(1).argsort()[::-1]:
+            word, most = words[counts[action].argmax()], counts[action].max()
+            if most > max(0.75 * counts[action].sum(), 0.005 * counts.sum()):
+                names[action] = f'{word} {used.count(word) + 1}' if word in used else word
+                used.append(word)
+        return names

@@ -1,4 +1,5 @@
 """For all tests: a small world, trained once."""
+
 import shutil
 
 import pytest
@@ -30,4 +31,5 @@ def pair_of_ranks(world, tmp_path_factory):
             assert said.count('parameters on 2 x cpu') == 1
             done[stage] = out
         return done[stage]
+
     return trained

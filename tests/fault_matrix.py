@@ -1,4 +1,5 @@
 """The fault matrix: `make faults` runs the tests marked `row(n)` alone, and writes faults.json."""
+
 import json
 import os
 import time
@@ -8,14 +9,29 @@ import pytest
 from launch import MEASURED
 
 ROWS = {}  # row -> (survived, tried)
-BAD_INPUT = {22, 23, 24, 25, 27, 29, 30, 36, 37, 38}      # rows of something bad that is refused: file, found, expected, exit code
+BAD_INPUT = {
+    22,
+    23,
+    24,
+    25,
+    27,
+    29,
+    30,
+    36,
+    37,
+    38,
+}  # rows of something bad that is refused: file, found, expected, exit code
 started = time.time()
 
 
 def pytest_addoption(parser):
     parser.addoption('--kills', type=int, default=3, help='SIGKILLs at random times')
-    parser.addoption('--faults_only', action='store_true', help='no tests but those of the fault matrix')
-    parser.addoption('--faults_json', default='', help='where to write what became of the fault matrix')
+    parser.addoption(
+        '--faults_only', action='store_true', help='no tests but those of the fault matrix'
+    )
+    parser.addoption(
+        '--faults_json', default='', help='where to write what became of the fault matrix'
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -29,7 +45,10 @@ def pytest_runtest_makereport(item, call):
     if report.when == 'call' or report.outcome == 'failed':
         rows = {n for mark in item.iter_markers('row') for n in mark.args}
         if rows & BAD_INPUT:
-            for name, more in (('bad_inputs', 1), ('bad_inputs_refused_clearly', report.outcome == 'passed')):
+            for name, more in (
+                ('bad_inputs', 1),
+                ('bad_inputs_refused_clearly', report.outcome == 'passed'),
+            ):
                 MEASURED[name] = MEASURED.get(name, 0) + more
         if rows:
             for n in rows:
@@ -46,8 +65,18 @@ def pytest_sessionfinish(session):
     path = session.config.getoption('--faults_json')
     if path:
         survived = [n for n, (good, tried) in ROWS.items() if good == tried]
-        result = dict(rows=40, rows_tried=len(ROWS), rows_survived=len(survived), cases_tried=sum(t for _, t in ROWS.values()),
-                      cases_survived=sum(s for s, _ in ROWS.values()), **MEASURED, minutes=round((time.time() - started) / 60, 2),
-                      cores=os.cpu_count(), by_row={n: ROWS[n] for n in sorted(ROWS)})
+        result = dict(
+            rows=40,
+            rows_tried=len(ROWS),
+            rows_survived=len(survived),
+            cases_tried=sum(t for _, t in ROWS.values()),
+            cases_survived=sum(s for s, _ in ROWS.values()),
+            **MEASURED,
+            minutes=round((time.time() - started) / 60, 2),
+            cores=os.cpu_count(),
+            by_row={n: ROWS[n] for n in sorted(ROWS)},
+        )
         Path(path).write_text(json.dumps(result, indent=1) + '\n')
-        print(f'\n{path}: {result["cases_survived"]} of {result["cases_tried"]} cases, {len(survived)} of {len(ROWS)} rows survived')
+        print(
+            f'\n{path}: {result["cases_survived"]} of {result["cases_tried"]} cases, {len(survived)} of {len(ROWS)} rows survived'
+        )

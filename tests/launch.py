@@ -1,4 +1,6 @@
-"""The scripts as people run them, and a recording and a config that train in seconds. Tests import from here."""
+"""The scripts as people run them, and a recording and a config that train in seconds. Tests import
+from here."""
+
 import csv
 import os
 import socket
@@ -34,8 +36,8 @@ def recording(path, n=160, size=16, compression='lzf'):
     x = y = 4
     for t in range(n):
         x, y = (int(np.clip(v + rng.integers(-2, 3), 0, size - 4)) for v in (x, y))
-        frames[t, y:y + 4, x:x + 4] = (240, 200, 40)
-    frames[:, 0, :, 0] = (np.arange(n) % 200)[:, None]          # no two frames are the same
+        frames[t, y : y + 4, x : x + 4] = (240, 200, 40)
+    frames[:, 0, :, 0] = (np.arange(n) % 200)[:, None]  # no two frames are the same
     with h5py.File(path, 'w') as f:
         f.create_dataset('frames', data=frames, compression=compression)
     return str(path)
@@ -44,13 +46,30 @@ def recording(path, n=160, size=16, compression='lzf'):
 def process(script, *args, env=(), torchrun=0):
     """What subprocess wants to know to run a script, alone or on so many ranks of torchrun."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
+    if 'FAULT' in dict(env):
+        command.insert(1, str(ROOT / 'tests' / 'with_fault.py'))
     if torchrun:
-        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={torchrun}']
-    return dict(args=command, text=True, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)})
+        command[1:1] = [
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            f'--nproc_per_node={torchrun}',
+        ]
+    return dict(
+        args=command,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', **dict(env)},
+    )
 
 
 def start(script, *args, env=(), torchrun=0, **more):
-    return subprocess.Popen(**process(script, *args, env=env, torchrun=torchrun), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        **process(script, *args, env=env, torchrun=torchrun),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
@@ -59,8 +78,13 @@ def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    where = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    both = [start(script, *args, env={**where, 'RANK': str(r), 'LOCAL_RANK': str(r), **env[r]}) for r in range(2)]
+    where = dict(
+        WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
+    both = [
+        start(script, *args, env={**where, 'RANK': str(r), 'LOCAL_RANK': str(r), **env[r]})
+        for r in range(2)
+    ]
     try:
         said = {r: both[r].communicate(timeout=240) for r in wait_for}
     finally:
@@ -73,9 +97,13 @@ def run(script, *args, env=(), ranks=0, torchrun=0):
     t0 = time.time()
     if ranks:
         codes, *said = zip(*pair(script, *args, env=[dict(env)] * ranks))
-        done = SimpleNamespace(returncode=max(codes, key=abs), stdout=''.join(said[0]), stderr=''.join(said[1]))
+        done = SimpleNamespace(
+            returncode=max(codes, key=abs), stdout=''.join(said[0]), stderr=''.join(said[1])
+        )
     else:
-        done = subprocess.run(**process(script, *args, env=env, torchrun=torchrun), capture_output=True, timeout=240)
+        done = subprocess.run(
+            **process(script, *args, env=env, torchrun=torchrun), capture_output=True, timeout=240
+        )
     done.seconds = time.time() - t0
     return done
 
@@ -93,7 +121,11 @@ def log(out, stage):
 
 def refused(done, code, *words):
     assert done.returncode == code, done.stdout + done.stderr
-    assert 'Traceback' not in done.stderr and 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
-    MEASURED['slowest_refusal_seconds'] = round(max(MEASURED.get('slowest_refusal_seconds', 0), getattr(done, 'seconds', 0)), 1)
+    assert (
+        'Traceback' not in done.stderr and 1 <= len(done.stderr.strip().splitlines()) <= 3
+    ), done.stderr
+    MEASURED['slowest_refusal_seconds'] = round(
+        max(MEASURED.get('slowest_refusal_seconds', 0), getattr(done, 'seconds', 0)), 1
+    )
     for word in words:
         assert word in done.stderr, done.stderr

@@ -1,9 +1,10 @@
-"""bench.py: its formulas against torch's own counter, and that it trains as the scripts do, and writes nothing of the run."""
-import functools
+"""bench.py: its formulas against torch's own counter, and that it trains as the scripts do, and
+writes nothing of the run."""
+
 import hashlib
 import json
-import math
-import signal
+import re
+import runpy
 import sys
 
 import pytest
@@ -14,7 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-from model import Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer, TokenizerConfig
+from model import (
+    Dynamics,
+    DynamicsConfig,
+    LatentActionConfig,
+    LatentActionModel,
+    Tokenizer,
+    TokenizerConfig,
+    dynamics_flops,
+    latent_actions_flops,
+    sample_flops,
+    tokenizer_flops,
+)
+
+FLOPS = dict(
+    tokenizer=tokenizer_flops, latent_actions=latent_actions_flops, dynamics=dynamics_flops
+)
 
 
 @pytest.fixture
@@ -24,91 +40,155 @@ def bench(monkeypatch):
     torch.set_num_threads(1)
 
     def names(*argv):
-        path = ROOT / 'bench.py'
         monkeypatch.setattr(sys, 'argv', ['bench.py', *map(str, argv)])
-        found = dict(__name__='bench', __file__=str(path))
-        exec(compile(path.read_text().split(f'# {"-" * 77}\n# measure\n')[0], path, 'exec'), found)
-        return found
+        return runpy.run_path(str(ROOT / 'bench.py'), run_name='bench')
+
     yield names
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)                             # the scripts turn it on
+    torch.set_flush_denormal(False)  # the scripts turn it on
 
 
 def counted(f):
-    # the counter does not know the CPU's fused attention. (And of others it counts the scores twice, as their backward computes
+    # the counter does not know the CPU's fused attention. (And of others it counts the scores
+    # twice, as their backward computes
     # them again: that is the kernel's choice, and no work of the model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         f()
     return counter.get_total_flops()
 
 
-TOKENIZERS = [dict(height=32, width=32, patch_size=8, n_embd=64), dict(height=12, width=20, patch_size=4, levels=(3, 5), n_head=1, n_embd=12),
-              dict(height=10, width=35, patch_size=5, levels=(7,), n_layer=3, n_layer_encoder=2, n_head=2, n_embd=24),
-              dict(height=8, width=16, patch_size=4, n_layer=1, n_layer_encoder=1, n_head=1, n_embd=16, temporal=True),
-              dict(height=64, width=128, patch_size=4, n_layer=3, n_head=1, n_embd=8)]      # 16 x 32 patches: two windows
-LABELLERS = [dict(height=32, width=32, n_embd=64), dict(height=25, width=35, patch_size=5, action_levels=(3,), n_head=1, n_embd=20),
-             dict(height=130, width=140, patch_size=10, n_layer=1, n_head=1, n_embd=8)]
-DYNAMICS = [dict(n_tokens=64, n_embd=64), dict(vocab_size=81, n_tokens=15, grid_width=5, n_layer=2, n_head=1, n_embd=12),
-            dict(vocab_size=10_000, n_tokens=21, grid_width=7, n_layer=1, n_head=3, n_embd=24)]
+TOKENIZERS = [
+    dict(height=32, width=32, patch_size=8, n_embd=64),
+    dict(height=12, width=20, patch_size=4, levels=(3, 5), n_head=1, n_embd=12),
+    dict(
+        height=10,
+        width=35,
+        patch_size=5,
+        levels=(7,),
+        n_layer=3,
+        n_layer_encoder=2,
+        n_head=2,
+        n_embd=24,
+    ),
+    dict(
+        height=8,
+        width=16,
+        patch_size=4,
+        n_layer=1,
+        n_layer_encoder=1,
+        n_head=1,
+        n_embd=16,
+        temporal=True,
+    ),
+    dict(height=64, width=128, patch_size=4, n_layer=3, n_head=1, n_embd=8),
+]  # 16 x 32 patches: two windows
+LABELLERS = [
+    dict(height=32, width=32, n_embd=64),
+    dict(height=25, width=35, patch_size=5, action_levels=(3,), n_head=1, n_embd=20),
+    dict(height=130, width=140, patch_size=10, n_layer=1, n_head=1, n_embd=8),
+]
+DYNAMICS = [
+    dict(n_tokens=64, n_embd=64),
+    dict(vocab_size=81, n_tokens=15, grid_width=5, n_layer=2, n_head=1, n_embd=12),
+    dict(vocab_size=10_000, n_tokens=21, grid_width=7, n_layer=1, n_head=3, n_embd=24),
+]
 
 
-@pytest.mark.parametrize('stage, config', [('tokenizer', c) for c in TOKENIZERS] + [('latent_actions', c) for c in LABELLERS] + [('dynamics', c) for c in DYNAMICS])
-def test_the_formulas_count_what_torch_counts(bench, stage, config):
+@pytest.mark.parametrize(
+    'stage, config',
+    [('tokenizer', c) for c in TOKENIZERS]
+    + [('latent_actions', c) for c in LABELLERS]
+    + [('dynamics', c) for c in DYNAMICS],
+)
+def test_the_formulas_count_what_torch_counts(stage, config):
     B, T = 3, 4
     if stage == 'dynamics':
         model = Dynamics(DynamicsConfig(seq_len=T, **config))
         c = model.config
-        batch = torch.randint(c.vocab_size, (B, T, c.n_tokens)), torch.randint(c.n_actions, (B, T - 1))
+        batch = torch.randint(c.vocab_size, (B, T, c.n_tokens)), torch.randint(
+            c.n_actions, (B, T - 1)
+        )
     else:
-        model = Tokenizer(TokenizerConfig(**config)) if stage == 'tokenizer' else LatentActionModel(LatentActionConfig(**config))
-        batch = torch.rand(B, T, 3, model.config.height, model.config.width),
-    forward, training = bench()['flops'][stage](model, B, T)
+        model = (
+            Tokenizer(TokenizerConfig(**config))
+            if stage == 'tokenizer'
+            else LatentActionModel(LatentActionConfig(**config))
+        )
+        batch = (torch.rand(B, T, 3, model.config.height, model.config.width),)
+    forward, training = FLOPS[stage](model, B, T)
     with torch.no_grad():
         assert counted(lambda: model(*batch)) == pytest.approx(forward, rel=1e-6)
     assert counted(lambda: model(*batch)[0].backward()) == pytest.approx(training, rel=1e-6)
 
 
 @pytest.mark.parametrize('t, d', list(zip([*TOKENIZERS[:2], TOKENIZERS[-1]], DYNAMICS)))
-def test_the_formula_of_sampling(bench, t, d):
+def test_the_formula_of_sampling(t, d):
     tokenizer = Tokenizer(TokenizerConfig(**t))
-    dynamics = Dynamics(DynamicsConfig(**{**d, 'n_tokens': tokenizer.n_tokens, 'vocab_size': tokenizer.vocab_size}))
-    past, actions = torch.zeros(2, 2, tokenizer.n_tokens, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    dynamics = Dynamics(
+        DynamicsConfig(**{**d, 'n_tokens': tokenizer.n_tokens, 'vocab_size': tokenizer.vocab_size})
+    )
+    past, actions = torch.zeros(2, 2, tokenizer.n_tokens, dtype=torch.int64), torch.zeros(
+        2, 2, dtype=torch.int64
+    )
     with torch.no_grad():
         found = counted(lambda: tokenizer.decode(dynamics.generate(past, actions, 3)[:, -1:]))
-    assert found == pytest.approx(bench()['sample_flops'](tokenizer, dynamics, 2, 3), rel=1e-6)
+    assert found == pytest.approx(sample_flops(tokenizer, dynamics, 2, 3), rel=1e-6)
 
 
 def content(folder):
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob('*') if p.is_file()}
+    return {
+        str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob('*') if p.is_file()
+    }
 
 
 def test_the_table_of_all_stages(world, tmp_path):
     config, out, _ = world
     before = content(out)
-    said = train('bench.py', config, '--n_iters=2', '--learning_rate=0.004', f'--json={tmp_path / "all.json"}').stdout
+    said = train(
+        'bench.py',
+        config,
+        '--n_iters=2',
+        '--learning_rate=0.004',
+        f'--json={tmp_path / "all.json"}',
+    ).stdout
     assert content(out) == before
     reports = json.loads((tmp_path / 'all.json').read_text())
-    assert list(reports) == [*STAGES, 'sample'] and all(f'| {stage} | 8 x 3 |' in said for stage in STAGES)
+    assert list(reports) == [*STAGES, 'sample'] and all(
+        f'| {stage} | 8 x 3 |' in said for stage in STAGES
+    )
     for stage, r in reports.items():
-        assert r['frame'] == [16, 16] and r['parameters'] > 0 and r['peak_memory'] > 5e7 and r['device'] == 'cpu'
+        assert (
+            r['frame'] == [16, 16]
+            and r['parameters'] > 0
+            and r['peak_memory'] > 5e7
+            and r['device'] == 'cpu'
+        )
         for row in r['rows'] if stage == 'sample' else [r]:
             assert 0 < row['utilisation'] < 1.2
     for stage in STAGES:
         r = reports[stage]
         t = r['seconds']
-        assert sum(t.values()) - t['update'] == pytest.approx(t['update'], rel=0.5)          # medians of two
-        assert r['frames_per_second'] == pytest.approx(8 * 3 / t['update']) and r['tokens_per_second'] == pytest.approx(16 * r['frames_per_second'])
+        assert sum(t.values()) - t['update'] == pytest.approx(
+            t['update'], rel=0.5
+        )  # medians of two
+        assert r['frames_per_second'] == pytest.approx(8 * 3 / t['update']) and r[
+            'tokens_per_second'
+        ] == pytest.approx(16 * r['frames_per_second'])
         assert r['utilisation'] == pytest.approx(r['flops'] / t['update'] / r['matmul_rate'])
         assert r['config']['learning_rate'] == 0.004
     rows = reports['sample']['rows']
-    assert [(r['rollouts'], r['maskgit_steps']) for r in rows] == [(B, k) for B in (1, 16) for k in (2, 4, 8, 10, 16, 25)]
+    assert [(r['rollouts'], r['maskgit_steps']) for r in rows] == [
+        (B, k) for B in (1, 16) for k in (2, 4, 8, 10, 16, 25)
+    ]
     assert all(r['frames_per_second'] == pytest.approx(r['rollouts'] / r['seconds']) for r in rows)
 
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_it_trains_as_the_script_does(bench, world, stage):
     report = bench(world[0], f'--stage={stage}', '--n_iters=2')['bench_training']()
-    assert report['losses'] == [float(row['loss']) for row in log(world[1], stage)[:4]]      # two to warm up, two that are timed
+    assert report['losses'] == [
+        float(row['loss']) for row in log(world[1], stage)[:4]
+    ]  # two to warm up, two that are timed
 
 
 class Waits(TorchDispatchMode):
@@ -116,38 +196,60 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         name = f.overloadpacket.__name__
-        by_mask = name in ('index', 'index_put', 'index_put_') and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if by_mask or name in ('_local_scalar_dense', 'nonzero', 'bincount', 'masked_select', '_unique2', 'equal'):
+        by_mask = name in ('index', 'index_put', 'index_put_') and any(
+            x is not None and x.dtype == torch.bool for x in args[1]
+        )
+        if by_mask or name in (
+            '_local_scalar_dense',
+            'nonzero',
+            'bincount',
+            'masked_select',
+            '_unique2',
+            'equal',
+        ):
             self.heard.append(name)
         return f(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize('stage', STAGES)
-def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch, capsys):
-    """Four updates of the script itself: for the numbers that all ranks decide by, after the next batch was sent off."""
-    names = bench()['execute'](stage, [str(world[0]), '--device_batch_size=4', '--dry_run=True'], 'training loop')
-    waits, tolist = Waits(), torch.Tensor.tolist
-    estimate_loss, get_batch, heard = names['estimate_loss'], names['get_batch'], []
+def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch):
+    """Four updates of the script itself: for the numbers that all ranks decide by, after the next
+    batch was sent off."""
+    heard, draw, tolist = [], data.draw, torch.Tensor.tolist
+
+    def drawing(starts, size, *key):
+        if len(key) == 3 and not key[1]:  # a batch to train on: (seed, False, it)
+            heard.append(('batch', key[2]))
+        return draw(starts, size, *key)
+
+    def asking(x):
+        heard.append('asked')
+        return tolist(x)
+
+    names = bench(world[0], f'--stage={stage}', '--n_iters=2')
+    watch = names['Stopwatch'](2)
+    monkeypatch.setattr(data, 'draw', drawing)
+    monkeypatch.setattr(torch.Tensor, 'tolist', asking)
+    waits = Waits()
     waits.heard = heard
-    names['estimate_loss'] = lambda: [estimate_loss(), heard.clear()][0]              # may wait as often as it likes
-    names['get_batch'] = lambda split, *key: [heard.append(key), get_batch(split, *key)][1]
-    monkeypatch.setattr(torch.Tensor, 'tolist', lambda x: heard.append('asked') or tolist(x))
-    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
     with waits:
-        exec((ROOT / f'{stage}.py').read_text().partition('# training loop\n')[2], names)
-    assert 'dry run' in capsys.readouterr().out and names['grad_accum_steps'] == 2
-    assert heard == [(1, 0), *(x for it in range(1, 5) for x in [(it, 1), (it + 1, 0), 'asked'])]
+        s = watch.run(stage, [str(world[0]), '--device_batch_size=4'])
+    loop = heard[max(i for i, x in enumerate(heard) if x == ('batch', 1)) - 1 :]
+    assert s.grad_accum_steps == 2 and len(watch.rows) == 4
+    # two micro-batches an update: the second of this one, the first of the next, and the question
+    expected = [('batch', 1)]
+    for it in range(1, 5):
+        expected += [('batch', it), ('batch', it + 1), 'asked']
+    assert loop == expected
 
 
-def test_a_compiler_that_makes_nonsense_is_done_without(bench, world, monkeypatch, capsys):
-    """It raises nothing, but what comes out of its backward pass is not finite."""
-    def nonsense(model, *args):
-        loss, metrics = model._call_impl(*args)
-        return loss * math.nan, metrics
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda model: setattr(model, '_compiled_call_impl', functools.partial(nonsense, model)))
-    names = bench()['execute']('tokenizer', [str(world[0]), '--compile=True'], 'training loop')
-    assert 'compile failed (found gradients that are not finite)' in capsys.readouterr().out
-    assert names['model'](*names['get_batch']('train', 1, 0))[0].isfinite()
+def test_the_whole_run_is_foretold(world):
+    """Minutes, how often each window is seen, and room on the disk."""
+    said = train(
+        'bench.py', world[0], '--stage=tokenizer', '--n_iters=2', '--max_iters=40000'
+    ).stdout
+    assert re.search(r'tokenizer: 40000 updates in [\d.]+ minutes; each window is seen \d+', said)
+    assert 'four checkpoints need' in said and 'MB that are free' in said
 
 
 def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):
@@ -160,11 +262,20 @@ def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):
 
 def test_it_makes_what_is_missing(bench, world, tmp_path):
     path, out = tmp_path / 'b.h5', tmp_path / 'out'
-    refused(run('bench.py', world[0], '--stage=dynamics', f'--out_dir={out}'), 4, 'tokenizer', 'train it with: python tokenizer.py')
-    found = bench(world[0], '--stage=dynamics', f'--dataset={path}', f'--out_dir={out}', '--prepare=64')
+    refused(
+        run('bench.py', world[0], '--stage=dynamics', f'--out_dir={out}'),
+        4,
+        'tokenizer',
+        'train it with: python tokenizer.py',
+    )
+    found = bench(
+        world[0], '--stage=dynamics', f'--dataset={path}', f'--out_dir={out}', '--prepare=64'
+    )
     found['make_missing']()
     assert data.load(str(path)).frames.shape == (400, 64, 64, 3)
-    assert sorted(p.name for p in out.iterdir()) == ['latent_actions', 'tokenizer'] and all((p / 'best.pt').exists() for p in out.iterdir())
+    assert sorted(p.name for p in out.iterdir()) == ['latent_actions', 'tokenizer'] and all(
+        (p / 'best.pt').exists() for p in out.iterdir()
+    )
     times = {p: p.stat().st_mtime_ns for p in [path, *out.rglob('*')]}
     found['make_missing']()
     assert times == {p: p.stat().st_mtime_ns for p in [path, *out.rglob('*')]}
@@ -172,22 +283,46 @@ def test_it_makes_what_is_missing(bench, world, tmp_path):
 
 def test_how_cost_grows(bench, world, capsys):
     found = bench(world[0], '--n_iters=1')
-    found.update(base={'frame size': 16, 'context': 2, 'width': 16, 'vocabulary': 16},
-                 axes={'frame size': (16, 32), 'context': (2, 4), 'width': (16, 32), 'vocabulary': (16, 65536)})
+    found['bench_scaling'].__globals__.update(
+        base={'frame size': 16, 'context': 2, 'width': 16, 'vocabulary': 16},
+        axes={
+            'frame size': (16, 32),
+            'context': (2, 4),
+            'width': (16, 32),
+            'vocabulary': (16, 65536),
+        },
+    )
     report = found['bench_scaling']()
-    assert len(report['points']) == 5 and report['exponents']['context'][::2] == pytest.approx([1, 0], abs=1e-6)
+    assert len(report['points']) == 5 and report['exponents']['context'][::2] == pytest.approx(
+        [1, 0], abs=1e-6
+    )
     assert '| **exponent of width** |' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('argument, words', [
-    ('--stage=dynamic', ['stage', 'expected one of all, tokenizer']), ('--n_iter=3', ["did you mean 'n_iters'?"]), ('--prepare=100', ['64, 128']),
-    ('--patch_size=4', ["'patch_size' is a key of", 'not of dynamics.py'])])         # the stage's own complaint
+@pytest.mark.parametrize(
+    'argument, words',
+    [
+        ('--stage=dynamic', ['stage', 'expected one of all, tokenizer']),
+        ('--n_iter=3', ["did you mean 'n_iters'?"]),
+        ('--prepare=100', ['64, 128']),
+        ('--patch_size=4', ["'patch_size' is a key of", 'not of dynamics.py']),
+    ],
+)  # the stage's own complaint
 def test_a_wrong_setting_is_refused(bench, world, capsys, argument, words):
     with pytest.raises(SystemExit) as stopped:
         bench(world[0], '--stage=dynamics', argument)['bench_training']()
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and len(said.splitlines()) <= 3 and all(word in said for word in words)
+    assert (
+        stopped.value.code == 2
+        and len(said.splitlines()) <= 3
+        and all(word in said for word in words)
+    )
 
 
 def test_a_profile_is_of_one_stage(world):
-    refused(run('bench.py', world[0], '--profile=a.trace.json'), 2, '--profile', 'expected one of --stage=tokenizer')
+    refused(
+        run('bench.py', world[0], '--profile=a.trace.json'),
+        2,
+        '--profile',
+        'expected one of --stage=tokenizer',
+    )

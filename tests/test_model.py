@@ -1,16 +1,25 @@
-"""Networks: round trips, causality, masks and temperature, and first losses that only change when the maths does."""
+"""Networks: round trips, causality, masks and temperature, and first losses that only change when
+the maths does."""
+
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import model as models
-from model import (FSQ, Block, Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer, TokenizerConfig, patchify,
-                   unpatchify)
+from model import (
+    FSQ,
+    Block,
+    Dynamics,
+    DynamicsConfig,
+    LatentActionConfig,
+    LatentActionModel,
+    Tokenizer,
+    TokenizerConfig,
+    patchify,
+    unpatchify,
+)
 
 
 def noise(*shape, seed=0):
@@ -18,7 +27,8 @@ def noise(*shape, seed=0):
 
 
 def make(Model, Config, trained=True, **config):
-    """A small model; with `trained`, no weight is left at zero, so that every path carries something."""
+    """A small model; with `trained`, no weight is left at zero, so that every path carries
+    something."""
     torch.manual_seed(0)
     m = Model(Config(**config))
     if trained:
@@ -28,11 +38,40 @@ def make(Model, Config, trained=True, **config):
 
 
 def tokenizer(**more):
-    return make(Tokenizer, TokenizerConfig, **dict(height=8, width=16, patch_size=4, levels=(4, 3, 5), n_layer=2, n_head=2, n_embd=16, **more))
+    return make(
+        Tokenizer,
+        TokenizerConfig,
+        **dict(
+            height=8,
+            width=16,
+            patch_size=4,
+            levels=(4, 3, 5),
+            n_layer=2,
+            n_head=2,
+            n_embd=16,
+            **more,
+        ),
+    )
 
 
 def dynamics(**more):
-    return make(Dynamics, DynamicsConfig, **dict(dict(vocab_size=60, n_tokens=8, grid_width=4, n_actions=4, seq_len=4, n_layer=2, n_head=2, n_embd=16), **more))
+    return make(
+        Dynamics,
+        DynamicsConfig,
+        **dict(
+            dict(
+                vocab_size=60,
+                n_tokens=8,
+                grid_width=4,
+                n_actions=4,
+                seq_len=4,
+                n_layer=2,
+                n_head=2,
+                n_embd=16,
+            ),
+            **more,
+        ),
+    )
 
 
 def tokens(B=2, T=4, N=8, V=60, seed=0):
@@ -47,13 +86,13 @@ def tokens(B=2, T=4, N=8, V=60, seed=0):
 def test_patchify_round_trip(H, W, p):
     x = noise(2, 3, 3, H, W)
     patches = patchify(x, p)
-    assert patches.shape == (2, 3, H * W // p ** 2, 3 * p * p)
+    assert patches.shape == (2, 3, H * W // p**2, 3 * p * p)
     assert torch.equal(unpatchify(patches, p, H, W), x)
 
 
 def test_a_patch_is_a_square_of_one_frame():
     x = torch.zeros(1, 2, 3, 8, 16)
-    x[0, 1, :, 4:8, 8:12] = 1                                # second row of patches, third column
+    x[0, 1, :, 4:8, 8:12] = 1  # second row of patches, third column
     patches = patchify(x, 4)
     assert patches[0, 1, 6].eq(1).all() and patches.sum() == 3 * 16
 
@@ -65,7 +104,9 @@ def test_fsq_round_trip_for_every_token(levels):
     codes = fsq.codes(every)
     assert codes.shape == (math.prod(levels), len(levels)) and codes.abs().max() <= 1
     assert len(torch.unique(codes, dim=0)) == fsq.vocab_size
-    z = torch.logit(((codes + 1) / 2).clamp(0.01, 0.99)) / 2    # latents that lie in the middle of each code's cell
+    z = (
+        torch.logit(((codes + 1) / 2).clamp(0.01, 0.99)) / 2
+    )  # latents that lie in the middle of each code's cell
     again, back = fsq(z)
     assert torch.equal(back, every)
     assert torch.allclose(again, codes, atol=1e-6)
@@ -87,10 +128,14 @@ def test_temporal_tokenizer_is_causal():
     b = a.clone()
     b[:, 3:] = noise(1, 2, 3, 8, 16, seed=1)
     za, zb = m.latents(a), m.latents(b)
-    assert torch.allclose(za[:, :3], zb[:, :3], atol=1e-5) and not torch.allclose(za[:, 3:], zb[:, 3:], atol=1e-2)
+    assert torch.allclose(za[:, :3], zb[:, :3], atol=1e-5) and not torch.allclose(
+        za[:, 3:], zb[:, 3:], atol=1e-2
+    )
     c = a.clone()
     c[:, 0] = -c[:, 0]
-    assert not torch.allclose(za[:, 4], m.latents(c)[:, 4], atol=1e-2), 'time attention sees nothing at all'
+    assert not torch.allclose(
+        za[:, 4], m.latents(c)[:, 4], atol=1e-2
+    ), 'time attention sees nothing at all'
     t = m.encode(a)
     u = t.clone()
     u[:, 3:] = (u[:, 3:] + 1) % m.vocab_size
@@ -103,7 +148,8 @@ def test_per_frame_tokenizer_sees_one_frame():
 
 
 def test_a_token_says_what_is_in_its_patch_and_nothing_else():
-    """By default, so that a token stays when others change, and a patch has the same token wherever it is."""
+    """By default, so that a token stays when others change, and a patch has the same token wherever
+    it is."""
     m, x = tokenizer(), noise(1, 1, 3, 8, 16)
     y = x.clone()
     y[..., :4, :4], y[..., 4:, 12:] = noise(1, 1, 3, 4, 4, seed=1), x[..., :4, :4]
@@ -112,13 +158,14 @@ def test_a_token_says_what_is_in_its_patch_and_nothing_else():
 
 
 def test_a_windowed_block_looks_at_its_window_alone():
-    """4 x 6 patches in windows of 2 x 2; a grid that is not made of whole windows is looked at as a whole."""
+    """4 x 6 patches in windows of 2 x 2; a grid that is not made of whole windows is looked at as a
+    whole."""
     block = Block(16, 1, False, 6, window=2)
     torch.nn.init.normal_(block.space.proj.weight)
     x = noise(1, 1, 24, 16).requires_grad_()
-    block(x)[0, 0, 9].sum().backward()                            # row 1, column 3: the window of rows 0-1 and columns 2-3
+    block(x)[0, 0, 9].sum().backward()  # row 1, column 3: the window of rows 0-1 and columns 2-3
     assert x.grad[0, 0].abs().sum(-1).nonzero().flatten().tolist() == [2, 3, 8, 9]
-    y = x[:, :, [2, 3, 8, 9]]                                      # that window alone, as a frame of its own
+    y = x[:, :, [2, 3, 8, 9]]  # that window alone, as a frame of its own
     small = Block(16, 1, False, 2, window=2)
     small.load_state_dict(block.state_dict())
     assert torch.allclose(small(y), block(x)[:, :, [2, 3, 8, 9]], atol=1e-5)
@@ -141,11 +188,18 @@ def look(m, t, actions):
 @pytest.fixture
 def watch(monkeypatch):
     """watch(m) -> the list of all its looks from then on: past, actions, frame, out."""
+
     def watched(m):
         looks, last, past, trunk = [], {}, m.past, m.trunk
         monkeypatch.setattr(m, 'past', lambda t, a: last.update(past=t, actions=a) or past(t, a))
-        monkeypatch.setattr(m, 'trunk', lambda p, f: looks.append(SimpleNamespace(**last, frame=f, out=trunk(p, f))) or looks[-1].out)
+        monkeypatch.setattr(
+            m,
+            'trunk',
+            lambda p, f: looks.append(SimpleNamespace(**last, frame=f, out=trunk(p, f)))
+            or looks[-1].out,
+        )
         return looks
+
     return watched
 
 
@@ -154,7 +208,9 @@ def test_every_frame_action_and_shown_token_reaches_the_output_from_the_first_st
     frames, actions = tokens(), torch.zeros(2, 3, dtype=torch.long)
     frames[:, 3] = 60
     before = m.head(look(m, frames, actions))
-    for x, at in [(frames, (0, i, j)) for i, j in ((0, 5), (1, 5), (2, 5), (3, 5))] + [(actions, (0, i)) for i in range(3)]:
+    for x, at in [(frames, (0, i, j)) for i, j in ((0, 5), (1, 5), (2, 5), (3, 5))] + [
+        (actions, (0, i)) for i in range(3)
+    ]:
         old, x[at] = x[at].item(), (x[at] + 1) % 4
         after = m.head(look(m, frames, actions))
         x[at] = old
@@ -179,24 +235,31 @@ def test_loss_is_the_cross_entropy_at_masked_positions_of_the_last_frame(watch):
         assert torch.equal(seen.past, t[:, :3]), 'the past is clean'
         assert torch.equal(seen.frame[~hidden], t[:, 3][~hidden])
         logits = m.head(seen.out)
-        assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits[hidden], t[:, 3][hidden]), rtol=1e-5)
+        assert torch.allclose(
+            loss, torch.nn.functional.cross_entropy(logits[hidden], t[:, 3][hidden]), rtol=1e-5
+        )
 
 
 def test_a_token_that_changes_alone_pulls_more():
-    """The gradient at a masked token: 1 where nothing changes, 1 + 16 / (n + 8) where it is one of n that do."""
+    """The gradient at a masked token: 1 where nothing changes, 1 + 16 / (n + 8) where it is one of
+    n that do."""
     m = dynamics(n_tokens=16, corrupt=0.0).train()
     t, pulls, logits = tokens(1, 4, 16), [], []
-    m.head.register_forward_hook(lambda head, x, out: logits.append(out.detach().requires_grad_()) or logits[-1])
-    torch.manual_seed(0)                                         # the mask that the model is going to draw
+    m.head.register_forward_hook(
+        lambda head, x, out: logits.append(out.detach().requires_grad_()) or logits[-1]
+    )
+    torch.manual_seed(0)  # the mask that the model is going to draw
     torch.randperm(1)
-    hidden = (torch.rand(1, 16).argsort(-1) < 12)[0]             # ratio 0.75
+    hidden = (torch.rand(1, 16).argsort(-1) < 12)[0]  # ratio 0.75
     first = hidden.nonzero()[0]
     for changed in ([], first, slice(None)):
         t[:, 3] = t[:, 2]
         t[:, 3, changed] = (t[:, 2, changed] + 1) % 60
         torch.manual_seed(0)
         m(t, torch.zeros(1, 3, dtype=torch.long))[0].backward()
-        plain = (logits[-1].softmax(-1)[0] - torch.nn.functional.one_hot(t[0, 3, first][0], 60)) / 12
+        plain = (
+            logits[-1].softmax(-1)[0] - torch.nn.functional.one_hot(t[0, 3, first][0], 60)
+        ) / 12
         pulls.append((logits[-1].grad[0] / plain).mean().item())
     assert pulls == pytest.approx([1, 1 + 16 / 9, 1 + 16 / 24], rel=1e-3)
 
@@ -227,8 +290,12 @@ def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(watch):
     for seed in range(4):
         torch.manual_seed(seed)
         m(tokens(8, 4, 64), torch.zeros(8, 3, dtype=torch.long))
-    counts = [(seen.frame == 60).sum(-1) for seen in looks[::2]]      # evaluation looks twice, with other actions
-    assert len({int(c.sum()) for c in counts}) == 1          # static shapes; the mean over ranks is the mean over tokens
+    counts = [
+        (seen.frame == 60).sum(-1) for seen in looks[::2]
+    ]  # evaluation looks twice, with other actions
+    assert (
+        len({int(c.sum()) for c in counts}) == 1
+    )  # static shapes; the mean over ranks is the mean over tokens
     every = torch.stack(counts)
     assert 32 <= every.min() <= 36 and 62 <= every.max() <= 64
     assert len({tuple(c.flatten().tolist()) for c in counts}) == 4
@@ -251,23 +318,42 @@ def test_temperature_zero_is_argmax():
     actions = torch.ones(2, 3, dtype=torch.long)
     out = m.generate(t[:, :3], actions, maskgit_steps=1, temperature=0)
     t[:, 3] = 60
-    assert torch.equal(out[:, :3], t[:, :3]) and torch.equal(out[:, 3], m.head(look(m, t, actions)).argmax(-1))
+    assert torch.equal(out[:, :3], t[:, :3]) and torch.equal(
+        out[:, 3], m.head(look(m, t, actions)).argmax(-1)
+    )
 
 
 def test_a_short_context_is_filled_up_with_its_first_frame(watch):
     m, t = dynamics(), tokens()
     looks = watch(m)
-    out = m.generate(t[:, :1], torch.tensor([[1, 2], [3, 1]]), maskgit_steps=1, generator=torch.Generator().manual_seed(0))
+    out = m.generate(
+        t[:, :1],
+        torch.tensor([[1, 2], [3, 1]]),
+        maskgit_steps=1,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert out.shape == (2, 3, 8) and torch.equal(out[:, 0], t[:, 0])
-    assert torch.equal(looks[0].past, t[:, :1].expand(-1, 3, -1)) and looks[0].actions.tolist() == [[4, 4, 1], [4, 4, 3]]
-    assert torch.equal(looks[1].past[:, 2], out[:, 1]) and looks[1].actions.tolist() == [[4, 1, 2], [4, 3, 1]]
+    assert torch.equal(looks[0].past, t[:, :1].expand(-1, 3, -1)) and looks[0].actions.tolist() == [
+        [4, 4, 1],
+        [4, 4, 3],
+    ]
+    assert torch.equal(looks[1].past[:, 2], out[:, 1]) and looks[1].actions.tolist() == [
+        [4, 1, 2],
+        [4, 3, 1],
+    ]
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     m, t = dynamics(n_tokens=1), tokens(1, 4, 1)
     t[:, 3], actions = 60, torch.ones(1, 3, dtype=torch.long)
     p = (m.head(look(m, t, actions))[0, 0] / 0.7).softmax(-1)
-    out = m.generate(t[:, :3].expand(20_000, -1, -1), actions.expand(20_000, -1), 1, 0.7, torch.Generator().manual_seed(0))
+    out = m.generate(
+        t[:, :3].expand(20_000, -1, -1),
+        actions.expand(20_000, -1),
+        1,
+        0.7,
+        torch.Generator().manual_seed(0),
+    )
     found = torch.bincount(out[:, 3, 0], minlength=60) / 20_000
     assert (found - p).abs().max() < 4 * (p.max() / 20_000).sqrt()
 
@@ -276,7 +362,13 @@ def test_higher_temperature_means_more_entropy():
     m, t = dynamics(), tokens(1).expand(256, -1, -1)
     entropy = []
     for temperature in (0, 0.5, 1.0, 4.0):
-        out = m.generate(t[:, :3], torch.ones(256, 3, dtype=torch.long), 1, temperature, torch.Generator().manual_seed(0))
+        out = m.generate(
+            t[:, :3],
+            torch.ones(256, 3, dtype=torch.long),
+            1,
+            temperature,
+            torch.Generator().manual_seed(0),
+        )
         p = torch.bincount(out[:, 3, 0], minlength=60) / 256
         entropy.append(-(p * p.clamp(min=1e-9).log()).sum().item())
     assert entropy[0] == pytest.approx(0, abs=1e-6)
@@ -286,10 +378,20 @@ def test_higher_temperature_means_more_entropy():
 def test_maskgit_reveals_few_first_and_all_in_the_last_step(watch):
     m = dynamics(n_tokens=64)
     looks = watch(m)
-    out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), maskgit_steps=8, generator=torch.Generator().manual_seed(0))
+    out = m.generate(
+        tokens(1, 3, 64),
+        torch.zeros(1, 3, dtype=torch.long),
+        maskgit_steps=8,
+        generator=torch.Generator().manual_seed(0),
+    )
     hidden = [int((seen.frame == 60).sum()) for seen in looks]
     revealed = [a - b for a, b in zip(hidden, hidden[1:] + [0])]
-    assert hidden[0] == 64 and revealed[0] <= 2 and revealed[-1] == max(revealed) and sum(revealed) == 64
+    assert (
+        hidden[0] == 64
+        and revealed[0] <= 2
+        and revealed[-1] == max(revealed)
+        and sum(revealed) == 64
+    )
     assert revealed == sorted(revealed)
     assert (out < 60).all(), 'a mask token is left in the output'
 
@@ -298,13 +400,18 @@ def test_more_steps_than_tokens(watch):
     m = dynamics(n_tokens=8)
     looks = watch(m)
     out = m.generate(tokens(2, 3, 8), torch.zeros(2, 3, dtype=torch.long), maskgit_steps=40)
-    assert len(looks) == 8 and (out < 60).all()                  # one token each, and no look for nothing
+    assert len(looks) == 8 and (out < 60).all()  # one token each, and no look for nothing
 
 
 def test_a_revealed_token_stays(watch):
     m = dynamics(n_tokens=64)
     looks = watch(m)
-    out = m.generate(tokens(1, 3, 64), torch.zeros(1, 3, dtype=torch.long), 6, generator=torch.Generator().manual_seed(0))
+    out = m.generate(
+        tokens(1, 3, 64),
+        torch.zeros(1, 3, dtype=torch.long),
+        6,
+        generator=torch.Generator().manual_seed(0),
+    )
     frames = [seen.frame for seen in looks] + [out[:, 3]]
     for a, b in zip(frames, frames[1:]):
         assert torch.equal(a[a < 60], b[a < 60])
@@ -312,13 +419,22 @@ def test_a_revealed_token_stays(watch):
 
 def test_generate_is_a_function_of_its_generator_and_rolls_past_its_window():
     m = dynamics()
-    first, again, other = (m.generate(tokens()[:, :1], torch.zeros(2, 9, dtype=torch.long), 4, 1.0, torch.Generator().manual_seed(s))
-                           for s in (0, 0, 1))
+    first, again, other = (
+        m.generate(
+            tokens()[:, :1],
+            torch.zeros(2, 9, dtype=torch.long),
+            4,
+            1.0,
+            torch.Generator().manual_seed(s),
+        )
+        for s in (0, 0, 1)
+    )
     assert first.shape == (2, 10, 8) and torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_what_is_kept_from_step_to_step_is_what_a_fresh_look_gives(watch):
-    """The past is summed once a frame: in every MaskGIT step of a rollout that leaves its first window far behind."""
+    """The past is summed once a frame: in every MaskGIT step of a rollout that leaves its first
+    window far behind."""
     m, actions = dynamics(), torch.arange(24).view(2, 12) % 4
     looks = watch(m)
     out = m.generate(tokens()[:, :3], actions, 4)
@@ -340,7 +456,7 @@ def moved(dx, dy, n=1):
     square = torch.rand(n, 3, 8, 8, generator=g)
     a, b = ground.clone(), ground.clone()
     a[:, :, 28:36, 28:36] = square
-    b[:, :, 28 + dy:36 + dy, 28 + dx:36 + dx] = square
+    b[:, :, 28 + dy : 36 + dy, 28 + dx : 36 + dx] = square
     return torch.stack([a, b], 1)
 
 
@@ -360,7 +476,7 @@ def test_what_no_displacement_explains_counts_little():
 def test_the_encoder_does_not_see_what_the_hero_looked_like_before():
     m, clip = LatentActionModel(LatentActionConfig()), moved(4, 0)
     other = clip.clone()
-    other[:, 0, :, 28:36, 28:36] = -0.9                     # another hero in the first frame, in the same place
+    other[:, 0, :, 28:36, 28:36] = -0.9  # another hero in the first frame, in the same place
     for a, b in zip(m.compare(clip)[:2], m.compare(other)[:2]):
         assert torch.equal(a, b)
     assert not torch.equal(m.compare(clip)[0], m.compare(moved(0, 4))[0])
@@ -370,14 +486,14 @@ def test_the_encoder_is_shown_what_changed_and_in_training_now_and_then_more():
     m, seen = LatentActionModel(LatentActionConfig()), []
     m.after.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     after, changed, costs, explained = m.compare(moved(4, 0, 64))
-    elsewhere = after * changed                             # as it is, but for the pixels that did not change
+    elsewhere = after * changed  # as it is, but for the pixels that did not change
     for training in (False, True):
         m.train(training)
         m.latents(after, changed, costs, explained)
         picture, mask = seen[-1][:, :3], seen[-1][:, 3:]
         assert torch.equal(picture, after * mask)
         as_it_is, whole = (mask == changed).flatten(1).all(1), mask.flatten(1).all(1)
-        if training:                                        # costs hidden: a half, of it a third each as it is, a box, all
+        if training:  # costs hidden: a half, of it a third each as it is, a box, all
             assert 0.5 < as_it_is.float().mean() < 0.85 and 0.05 < whole.float().mean() < 0.3
             assert (~as_it_is & ~whole).any() and (mask >= changed).all()
         else:
@@ -385,10 +501,14 @@ def test_the_encoder_is_shown_what_changed_and_in_training_now_and_then_more():
 
 
 def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
-    m = LatentActionModel(LatentActionConfig(height=16, width=16, n_embd=16, n_head=1, n_layer=1)).train()
+    m = LatentActionModel(
+        LatentActionConfig(height=16, width=16, n_embd=16, n_head=1, n_layer=1)
+    ).train()
     seen = m.compare(noise(192, 2, 3, 16, 16))
     z = m.latents(*seen)
-    assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4) and torch.allclose(z.var(0), torch.ones(3), atol=2e-2)
+    assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4) and torch.allclose(
+        z.var(0), torch.ones(3), atol=2e-2
+    )
     m.mean.fill_(9)
     for _ in range(900):
         m.latents(*seen)
@@ -397,27 +517,48 @@ def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
 
 
 def test_any_action_levels_and_any_vocabulary():
-    m = LatentActionModel(LatentActionConfig(height=16, width=16, action_levels=(3, 2), n_embd=16, n_head=1, n_layer=1))
+    m = LatentActionModel(
+        LatentActionConfig(
+            height=16, width=16, action_levels=(3, 2), n_embd=16, n_head=1, n_layer=1
+        )
+    )
     assert m.n_actions == 6
     loss, metrics = m(noise(4, 3, 3, 16, 16))
-    assert torch.isfinite(loss) and m.encode(noise(4, 3, 3, 16, 16)).max() < 6 and metrics['unique_actions'] <= 6
+    assert (
+        torch.isfinite(loss)
+        and m.encode(noise(4, 3, 3, 16, 16)).max() < 6
+        and metrics['unique_actions'] <= 6
+    )
 
 
 # -----------------------------------------------------------------------------
-# first losses: they move when the maths, the initialisation or the masks do. Change them on purpose only
+# first losses: they move when the maths, the initialisation or the masks do. Change them on purpose
+# only
 
 
 def first_losses(which):
-    """The loss before the first and after the fourth update: at first every block is the identity, later it is not."""
+    """The loss before the first and after the fourth update: at first every block is the identity,
+    later it is not."""
     torch.manual_seed(0)
     clip = noise(4, 3, 3, 16, 16)
     if which == 'tokenizer':
         m, batch = Tokenizer(TokenizerConfig(16, 16, 4, (4, 4, 4), 2, 2, 2, 32)), (clip,)
     elif which == 'latent_actions':
         m = LatentActionModel(LatentActionConfig(64, 64, 8, (2, 2, 2), 2, 2, 32))
-        batch = torch.cat([moved(4, 0, 2), moved(0, -4, 2), moved(-3, 1, 2)]),
+        batch = (torch.cat([moved(4, 0, 2), moved(0, -4, 2), moved(-3, 1, 2)]),)
     else:
-        m = Dynamics(DynamicsConfig(vocab_size=64, n_tokens=16, grid_width=4, n_actions=8, seq_len=3, n_layer=2, n_head=2, n_embd=32))
+        m = Dynamics(
+            DynamicsConfig(
+                vocab_size=64,
+                n_tokens=16,
+                grid_width=4,
+                n_actions=8,
+                seq_len=3,
+                n_layer=2,
+                n_head=2,
+                n_embd=32,
+            )
+        )
         batch = tokens(4, 3, 16, 64), torch.randint(8, (4, 2))
     optimizer, losses = torch.optim.SGD(m.parameters(), 0.1), []
     for step in range(5):
@@ -430,7 +571,11 @@ def first_losses(which):
     return losses[0], losses[-1]
 
 
-GOLDEN = {'tokenizer': (6.5044, 2.88679), 'latent_actions': (4.64762, 3.11524), 'dynamics': (4.70041, 3.48812)}
+GOLDEN = {
+    'tokenizer': (6.5044, 2.88679),
+    'latent_actions': (4.64762, 3.11524),
+    'dynamics': (4.70041, 3.48812),
+}
 
 
 @pytest.mark.parametrize('which', GOLDEN)
@@ -439,11 +584,17 @@ def test_golden_first_losses(which):
 
 
 def test_every_parameter_is_trained():
-    """DDP waits for the gradient of every parameter: one that has none stops a run with two ranks at its second update."""
+    """DDP waits for the gradient of every parameter: one that has none stops a run with two ranks
+    at its second update."""
     clip = noise(4, 3, 3, 16, 16)
-    for m, batch in ((Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16, True)), (clip,)),
-                     (LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), (clip,)),
-                     (Dynamics(DynamicsConfig(64, 16, 4, 8, 3, 1, 1, 16)), (tokens(4, 3, 16, 64), torch.randint(8, (4, 2))))):
+    for m, batch in (
+        (Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16, True)), (clip,)),
+        (LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), (clip,)),
+        (
+            Dynamics(DynamicsConfig(64, 16, 4, 8, 3, 1, 1, 16)),
+            (tokens(4, 3, 16, 64), torch.randint(8, (4, 2))),
+        ),
+    ):
         m.train()(*batch)[0].backward()
         assert [n for n, p in m.named_parameters() if p.grad is None] == []
 
@@ -453,12 +604,16 @@ def test_head_size_is_checked_with_a_message():
         models.Attention(10, 3)
 
 
-def test_complaints():
+def test_warnings():
     healthy = dict(val_action_entropy=1.5, val_shuffled_ratio=1.5, val_code_usage=0.5)
-    few = LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)), dynamics(), Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16))
+    few = (
+        LatentActionModel(LatentActionConfig(16, 16, 4, (2, 2), 1, 1, 16)),
+        dynamics(),
+        Tokenizer(TokenizerConfig(16, 16, 4, (4, 4), 1, 1, 1, 16)),
+    )
     for m in few:
-        assert list(m.complaints(healthy)) == []
-    assert 'one action takes over' in next(few[0].complaints({**healthy, 'val_action_entropy': 0.01}))
-    assert 'one action takes over' in next(few[1].complaints({**healthy, 'val_action_entropy': 0.01}))
-    assert 'does not care' in next(few[1].complaints({**healthy, 'val_shuffled_ratio': 1.0}))
-    assert 'collapsed' in next(few[2].complaints({**healthy, 'val_code_usage': 1 / 16}))
+        assert list(m.warnings(healthy)) == []
+    assert 'one action takes over' in next(few[0].warnings({**healthy, 'val_action_entropy': 0.01}))
+    assert 'one action takes over' in next(few[1].warnings({**healthy, 'val_action_entropy': 0.01}))
+    assert 'does not care' in next(few[1].warnings({**healthy, 'val_shuffled_ratio': 1.0}))
+    assert 'collapsed' in next(few[2].warnings({**healthy, 'val_code_usage': 1 / 16}))

@@ -1,95 +1,200 @@
 """
-The checkpoint file: write, verify, find, load.
+The checkpoint file: write, verify, find, load, and go on from it.
 
-One self-describing file each, out_dir/<stage>/ckpt_00012000.pt, and best.pt beside them. Only tensors and plain values, so that
-torch.load(weights_only=True) can read it: a checkpoint from a stranger runs no code. torch's reader ignores the checksums
-in its own files (one flipped bit loads silently, pytorch #28858), so everything here is read through zipfile first, which does not.
+One self-describing file each, out_dir/<stage>/ckpt_00012000.pt, and best.pt beside them. It holds
+tensors and plain values only, so that torch.load(weights_only=True) can read it: a checkpoint from
+a stranger runs no code. torch's reader ignores the checksums in its own files (one flipped bit
+loads silently, pytorch #28858), so everything is read through zipfile first, which does not.
 """
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import zipfile
 
-import hashlib, json, math, os, pickle, re, shutil, signal, time, zipfile
 import torch
 
 from files import DiskError, free_space, replacing
+from training import ranks
 
 FORMAT = 1
-REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimizer', 'guard', 'metrics', 'data_id', 'parents')
+REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimizer', 'guard',
+            'metrics', 'data_id', 'parents')
+# settings that decide what is trained; the rest may change on resume, and do at once
+FIXED = ('seed', 'total_batch_size', 'seq_len', 'frame_stride', 'optimizer', 'action_source',
+         'corrupt')
+
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be used. damaged: the file itself is bad, so an older one may serve instead."""
+    """A checkpoint cannot be used. damaged: the file itself is bad, and an older one may serve."""
     exit_code = 4
 
     def __init__(self, path, reason, cure='', damaged=False):
         super().__init__(f'checkpoint: {path}: {reason}' + (f'\n{cure}' if cure else ''))
         self.reason, self.damaged = reason, damaged
 
+
 class Damaged(Exception):
-    """Why a file is damaged; load() adds its name."""
+    """Why a file is damaged; load() adds its name and makes it a CheckpointError."""
+
 
 def file_name(iter):
     return f'ckpt_{iter:08d}.pt'
 
+
 def numbered(folder):
     """(iter, path) of the checkpoints in folder, newest first."""
-    found = [(re.fullmatch(r'ckpt_(\d{8,})\.pt', name), name) for name in (os.listdir(folder) if os.path.isdir(folder) else [])]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = [(re.fullmatch(r'ckpt_(\d{8,})\.pt', name), name) for name in names]
     return sorted(((int(m[1]), os.path.join(folder, name)) for m, name in found if m), reverse=True)
+
+
+# -----------------------------------------------------------------------------
+# what a run saves, and what it goes on from. `trained` in the scripts is the tuple
+# (model, optimizers, scaler, guard) that these functions take
+
+
+def snapshot(model, optimizers, scaler, guard):
+    """Everything that training has changed, as plain values. With FSDP every rank must call it."""
+    world = dict(world_size=ranks.world_size(), device=next(model.parameters()).device.type,
+                 threads=torch.get_num_threads())
+    return dict(model=unsharded(model.state_dict()), optimizer=unsharded(optimizers.state_dict()),
+                scaler=scaler.state_dict(), guard=guard.state_dict(), world=world)
+
+
+def restore(ckpt, model, optimizers, scaler, guard):
+    """Weights, optimizer and guard as they were. The learning rate is a function of the iteration,
+    which the loop sets, and so not restored."""
+    load_weights(model, ckpt['model'])
+    for optimizer, state in zip(optimizers.each, ckpt['optimizer']):
+        load_optimizer(optimizer, state)
+    if ckpt['scaler']:  # there is none where it was not float16
+        scaler.load_state_dict(ckpt['scaler'])
+    guard.load_state_dict(ckpt['guard'])
+
+
+def resume(folder, about, allow_change, device, *trained):
+    """Goes on from the newest good checkpoint of folder -> its iter. Rank 0 chooses, all load it.
+
+    about: what the checkpoints of this run say of it. allow_change: keys, with commas between, that
+    may differ though they decide what is trained. Raises CheckpointError if anything else does.
+    """
+    iter = latest(folder, about['stage'])['iter'] if ranks.rank() == 0 else 0
+    iter = ranks.same_everywhere(iter, device)
+    ckpt = load(os.path.join(folder, file_name(iter)), about['stage'])
+    expect(ckpt, **{key: about[key] for key in ('model_args', 'data_id', 'parents')})
+    changes = expect_config(ckpt, about['config'], allow_change.split(','))
+    restore(ckpt, *trained)
+    if ranks.rank() == 0:
+        loss = ckpt['metrics'].get('loss', math.nan)
+        print('; '.join([f'resume: {ckpt["path"]} (iter {iter}, loss {loss:.4f})', *changes]))
+    return iter
+
+
+def roll_back(folder, stage, model, optimizers, scaler, guard):
+    """Goes on from best.pt at half the learning rate -> its iter."""
+    rate, rollbacks = guard.rate / 2, guard.rollbacks + 1
+    ckpt = load(os.path.join(folder, 'best.pt'), stage)
+    restore(ckpt, model, optimizers, scaler, guard)
+    guard.rate, guard.rollbacks = rate, rollbacks
+    return ckpt['iter']
+
+
+def make_best_the_newest(folder, stage):
+    """What is newer than best.pt gets the ending .diverged, so that no resume picks it. Every rank
+    calls it. -> False if there is no best.pt."""
+    best = os.path.join(folder, 'best.pt')
+    if ranks.rank() == 0 and os.path.exists(best):
+        iter = load(best, stage)['iter']
+        for i, path in numbered(folder):
+            if i > iter:
+                os.replace(path, path + '.diverged')
+        path = os.path.join(folder, file_name(iter))
+        if not os.path.exists(path):  # it was pruned under its own name
+            with replacing(path) as tmp:
+                shutil.copyfile(best, tmp)
+    ranks.barrier()
+    return os.path.exists(best)
+
+
+# with FSDP each rank holds a part of every tensor; a checkpoint holds the whole, the same file
+
+
+def unsharded(state):
+    """A state dict with the tensors that are shared out over the ranks put together again."""
+    if isinstance(state, dict):
+        return {k: unsharded(v) for k, v in state.items()}
+    if isinstance(state, list):
+        return [unsharded(v) for v in state]
+    return state.full_tensor().cpu() if hasattr(state, 'full_tensor') else state
+
+
+def shard_like(tensor, like):
+    """The part of a whole tensor that this rank holds of `like`; all of it where none is shared."""
+    if not hasattr(like, 'device_mesh') or like.shape != getattr(tensor, 'shape', None):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # two seconds
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements,
+                             src_data_rank=None)
+
+
+def load_weights(model, weights):
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(t, own.get(name)) for name, t in weights.items()})
+
+
+def load_optimizer(optimizer, state):
+    params = [p for group in optimizer.param_groups for p in group['params']]
+    moments = {i: {k: shard_like(t, params[i]) for k, t in s.items()}
+               for i, s in state['state'].items()}
+    optimizer.load_state_dict({**state, 'state': moments})
+
+
+def weights_id(state_dict):
+    """16 hex digits over names, types, shapes and bytes: which weights a later stage builds on."""
+    h = hashlib.sha256()
+    for name, t in sorted(state_dict.items()):
+        h.update(f'{name} {t.dtype} {tuple(t.shape)}\n'.encode())
+        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
+
 
 # -----------------------------------------------------------------------------
 # write
 
+
 def tensors(value, where='ckpt'):
-    """(where, tensor) for all tensors in value. TypeError for what weights_only would refuse to load, months later (np.float64, Path, ...)."""
+    """(where, tensor) for all tensors in value. Raises TypeError for what weights_only would refuse
+    to load, months later (np.float64, Path, ...)."""
     if isinstance(value, torch.Tensor):
         yield where, value
     elif isinstance(value, dict):
         for k, v in value.items():
             if type(k) not in (str, int):
-                raise TypeError(f'{where} has a key {k!r} of type {type(k).__name__}; only str and int can be saved')
+                raise TypeError(f'{where} has a key {k!r} of type {type(k).__name__}; '
+                                'only str and int can be saved')
             yield from tensors(v, f'{where}[{k!r}]')
     elif type(value) in (list, tuple):
         for i, v in enumerate(value):
             yield from tensors(v, f'{where}[{i}]')
-    elif type(value) not in (str, int, float, bool, type(None)): # type(), as np.float64 is an instance of float
-        raise TypeError(f'{where} is a {type(value).__module__}.{type(value).__name__}; only tensors and plain values can be saved')
+    # type(), and not isinstance(): np.float64 is an instance of float
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(f'{where} is a {type(value).__module__}.{type(value).__name__}; '
+                        'only tensors and plain values can be saved')
 
-def open_run(folder, iter, need):
-    """
-    Make folder ready for a run: a new one (iter None; an earlier run is moved aside), or one that goes on after `iter` (log.csv is cut
-    there, as what follows it is going to happen again). need: bytes for its checkpoints. For the master process only.
-    Raises DiskError: it cannot be written, or has less room; then all is as it was.
-    """
-    log = os.path.join(folder, 'log.csv')
-    try:
-        free = free_space(folder)
-        if free < need:
-            raise DiskError(f'{folder}: found {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB for four checkpoints\n'
-                            'make room, or use another --out_dir')
-        if iter is None and os.path.exists(folder):
-            aside = next(f'{folder}.{k}' for k in range(1, 10**6) if not os.path.exists(f'{folder}.{k}'))
-            os.rename(folder, aside)
-            print(f'moved the earlier run to {aside}')
-        os.makedirs(os.path.join(folder, 'samples'), exist_ok=True)
-        for name in os.listdir(folder) + [os.path.join('samples', n) for n in os.listdir(os.path.join(folder, 'samples'))]:
-            if re.fullmatch(r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv|samples.\d+\.png)\.tmp\d+', name): # of a killed process
-                os.remove(os.path.join(folder, name))
-        if os.path.exists(log):
-            with open(log, errors='replace') as f:
-                lines = f.readlines()
-            def happened(line): # and was written to its end
-                first = line.split(',')[0]
-                return line.endswith('\n') and first.isdecimal() and int(first) <= iter
-            with replacing(log) as tmp, open(tmp, 'w') as f:
-                f.writelines(lines[:1] + [line for line in lines[1:] if happened(line)])
-    except OSError as e:
-        raise DiskError(f'{folder}: cannot be written: {e}\nuse another --out_dir, or make it writable') from e
 
 def save(folder, ckpt, keep=3, best=False):
     """
-    Write ckpt (REQUIRED but format, which is added here) to folder/ckpt_<iter>.pt, verify it, point best.pt at it if best, and
-    then prune all but the newest `keep` good ones. For the master process only. Returns the path.
-    Raises DiskError (nothing lost), CheckpointError (what was written does not verify), TypeError (a value that is not plain).
+    Writes ckpt (REQUIRED but format, which is added here) to folder/ckpt_<iter>.pt, verifies it,
+    points best.pt at it if best, and then prunes all but the newest `keep` good ones. For the
+    master process only. Returns the path. Raises DiskError (nothing lost), CheckpointError (what
+    was written does not verify), TypeError (a value that is not plain).
     """
     ckpt = {**ckpt, 'format': FORMAT, 'torch': str(torch.__version__)}
-    need = sum(t.numel() * t.element_size() for _, t in tensors(ckpt)) + 2**20 # bytes
+    need = sum(t.numel() * t.element_size() for _, t in tensors(ckpt)) + 2**20  # bytes
     path = os.path.join(folder, file_name(ckpt['iter']))
     try:
         os.makedirs(folder, exist_ok=True)
@@ -98,37 +203,44 @@ def save(folder, ckpt, keep=3, best=False):
         with replacing(path) as tmp:
             with open(tmp, 'wb') as f:
                 torch.save(ckpt, f)
-            load(tmp, ckpt['stage'])  # before it gets its name: what is called ckpt_*.pt was read back once
-            kill_if_asked('kill_in_save', ckpt['iter'])
-        kill_if_asked('kill_before_prune', ckpt['iter'])
+            load(tmp, ckpt['stage'])  # what is called ckpt_*.pt has been read back once
         if best:
             point_best_at(path)
         prune(folder, ckpt['iter'], keep)
     except (OSError, RuntimeError, DiskError) as e:
-        # torch turns a failed write into RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos
-        if isinstance(e, RuntimeError) and 'inline_container' not in str(e) and 'unexpected pos' not in str(e):
+        # torch turns a failed write into a RuntimeError: "[enforce fail at inline_container.cc:672]
+        # . unexpected pos"; all others are not the disk's
+        if isinstance(e, RuntimeError) and not re.search('inline_container|unexpected pos', str(e)):
             raise
-        raise DiskError(f'checkpoint: {path}: cannot be written: {str(e).splitlines()[0]}\n'
-                        f'found {free_space(folder) / 2**20:.0f} MB free, expected {math.ceil(need / 2**20)} MB; older checkpoints are untouched') from e
+        cause = e.__cause__ if isinstance(e, DiskError) else e
+        raise DiskError(f'checkpoint: {path}: cannot be written: {str(cause).splitlines()[0]}\n'
+                        f'found {free_space(folder) / 2**20:.0f} MB free, expected '
+                        f'{math.ceil(need / 2**20)} MB; older checkpoints are untouched') from e
     return path
 
+
 def point_best_at(path):
-    """best.pt becomes a second name for the file: no space, no time, and pruning the first name leaves it whole."""
+    """best.pt becomes a second name for the file: that takes no space and no time, and the file
+    stays whole when the first name is pruned."""
     best = os.path.join(os.path.dirname(path), 'best.pt')
     tmp = f'{best}.tmp{os.getpid()}'
     try:
         os.link(path, tmp)
         os.replace(tmp, best)
-    except OSError: # a file system without hard links
+    except OSError:  # a file system without hard links
         with replacing(best) as tmp:
             shutil.copyfile(path, tmp)
 
-verified = {} # path -> (mtime, size) when it last loaded, so that pruning reads each file once and not at every save
+
+# path -> (mtime, size) when it last loaded, so that pruning reads each file once
+verified = {}
+
 
 def prune(folder, iter, keep):
     """
-    Remove what is older than the newest `keep` good checkpoints. Only good ones count, or damaged newer files would push out the
-    last one that works; and only up to iter: higher numbers are of another run, and would push out the one just written.
+    Removes what is older than the newest `keep` good checkpoints. Only good ones count, or damaged
+    newer files would push out the last one that works; and only those up to iter, for higher
+    numbers are of another run, and would push out the one just written.
     """
     good = 0
     for i, path in numbered(folder):
@@ -146,22 +258,24 @@ def prune(folder, iter, keep):
         verified[path] = (stat.st_mtime_ns, stat.st_size)
         good += 1
 
+
 def write_status(folder, **fields):
-    """folder/status.json = fields (state, iter, saved_iter, reason ...), atomically. Under torchrun the exit code is always 1, so this
-    file is how others learn the end of a run. Never raises for the disk: training matters more."""
+    """folder/status.json = fields (state, iter, saved_iter, reason ...). Under torchrun the exit
+    code is always 1, so this file is how others learn the end of a run. Never raises for the disk:
+    training matters more."""
     try:
-        os.makedirs(folder, exist_ok=True)
-        text = json.dumps(fields, indent=1, default=str) + '\n'
         with replacing(os.path.join(folder, 'status.json')) as tmp, open(tmp, 'w') as f:
-            f.write(text)
-    except (OSError, DiskError) as e:
+            f.write(json.dumps(fields, indent=1, default=str) + '\n')
+    except DiskError as e:
         print(f'warning: status.json not written in {folder}: {e}', flush=True)
+
 
 # -----------------------------------------------------------------------------
 # read
 
+
 def read(f):
-    """The content of an open checkpoint file. Nothing is believed before its checksums have been compared."""
+    """The content of an open checkpoint file. Nothing is believed before its checksums are."""
     size, head = os.fstat(f.fileno()).st_size, f.read(4)
     if size == 0:
         raise Damaged('the file is empty (0 bytes)')
@@ -171,8 +285,8 @@ def read(f):
         raise Damaged(f'truncated: its end is missing (found {size} bytes)')
     with zipfile.ZipFile(f) as z:
         records = z.infolist()
-        inside = sum(r.file_size for r in records) # bytes
-        # torch stores its records and never compresses them: more inside than outside is a bomb
+        inside = sum(r.file_size for r in records)  # bytes
+        # torch stores its records and never compresses: more inside than outside is a bomb
         if inside > size or any(r.compress_type != zipfile.ZIP_STORED for r in records):
             raise Damaged(f'compressed: found {inside} bytes inside a file of {size}; refused')
         broken = z.testzip()
@@ -181,18 +295,24 @@ def read(f):
     f.seek(0)
     ckpt = torch.load(f, map_location='cpu', weights_only=True)
     if not isinstance(ckpt, dict) or not ckpt:
-        raise Damaged(f'found {"nothing" if ckpt == {} else type(ckpt).__name__} in it, expected the dict of a checkpoint')
+        kind = 'nothing' if ckpt == {} else type(ckpt).__name__
+        raise Damaged(f'found {kind} in it, expected the dict of a checkpoint')
     return ckpt
 
+
 def check_content(ckpt, size):
-    """Damaged if something is missing from ckpt, of the wrong type or not finite. size of the file in bytes."""
+    """Raises Damaged if something in ckpt is missing, of the wrong type or not finite. size: of the
+    file, in bytes."""
     missing = [key for key in REQUIRED if key not in ckpt]
     if missing:
         raise Damaged(f'incomplete: it has no {", ".join(missing)}')
-    for key, kind in dict(format=int, stage=str, iter=int, config=dict, model_args=dict, model=dict).items():
+    kinds = dict(format=int, stage=str, iter=int, config=dict, model_args=dict, model=dict)
+    for key, kind in kinds.items():
         if not isinstance(ckpt[key], kind):
-            raise Damaged(f'found {key} of type {type(ckpt[key]).__name__}, expected {kind.__name__}')
-    if not ckpt['model'] or not all(isinstance(t, torch.Tensor) for t in ckpt['model'].values()):
+            found = type(ckpt[key]).__name__
+            raise Damaged(f'found {key} of type {found}, expected {kind.__name__}')
+    model = ckpt['model']
+    if not model or not all(isinstance(t, torch.Tensor) for t in model.values()):
         raise Damaged('its model is empty, or holds other things than tensors')
     for where, t in tensors(ckpt):
         # a few bytes can claim to be a tensor of any shape (stride 0)
@@ -201,20 +321,25 @@ def check_content(ckpt, size):
         if not torch.isfinite(t).all():
             raise Damaged(f'{where} is not finite')
 
+
 def load(path, stage=None):
-    """The checkpoint at path, on the CPU, with ckpt['path'] added. CheckpointError with one clear reason if anything is wrong."""
+    """The checkpoint at path, on the CPU, with ckpt['path'] added. Raises CheckpointError with one
+    clear reason if anything is wrong."""
     try:
         with open(path, 'rb') as f:
             ckpt = read(f)
-        # these two first: a newer format may have other keys, and neither says anything against the file
+        # these two first: a newer format may have other keys, and neither says anything against
+        # the file
         if isinstance(ckpt.get('format'), int) and ckpt['format'] > FORMAT:
-            raise CheckpointError(path, f'found format {ckpt["format"]}, expected {FORMAT}', 'a newer version wrote it: update this one')
+            raise CheckpointError(path, f'found format {ckpt["format"]}, expected {FORMAT}',
+                                  'a newer version wrote it: update this one')
         if stage is not None and ckpt.get('stage', stage) != stage:
             raise CheckpointError(path, f'found stage {ckpt["stage"]!r}, expected {stage!r}')
         check_content(ckpt, os.path.getsize(path))
+        return {**ckpt, 'path': path}
     except CheckpointError:
         raise
-    except (MemoryError, PermissionError) as e: # nothing against the file either
+    except (MemoryError, PermissionError) as e:  # nothing against the file either
         raise CheckpointError(path, f'cannot be read: {e or "out of memory"}') from None
     except IsADirectoryError:
         reason = 'found a directory, expected a file'
@@ -224,59 +349,51 @@ def load(path, stage=None):
         reason = str(e)
     except pickle.UnpicklingError:
         reason = 'found Python objects in it, which could run code when loaded; refused'
-    except Exception as e: # whatever zipfile and torch raise for a broken file: KeyError, BadZipFile, struct.error ...
-        if 'enough memory' in str(e) or 'allocate memory' in str(e): # torch's own MemoryError is a RuntimeError
+    except Exception as e:  # whatever zipfile and torch raise: KeyError, BadZipFile, struct.error
+        if 'enough memory' in str(e) or 'allocate memory' in str(e):  # torch's own MemoryError
             raise CheckpointError(path, 'cannot be read: out of memory') from None
         reason = f'unreadable: {type(e).__name__}: {" ".join(str(e).split())[:120]}'
-    else:
-        return {**ckpt, 'path': path}
     raise CheckpointError(path, reason, damaged=True)
 
+
 def expect(ckpt, **wanted):
-    """CheckpointError with both values unless ckpt holds what is wanted, as expect(ckpt, model_args=..., data_id=...)."""
+    """Raises CheckpointError with both values unless ckpt holds what is wanted, as in
+    expect(ckpt, model_args=..., data_id=...)."""
     for name, want in wanted.items():
         found = ckpt[name]
         if not (isinstance(found, dict) and isinstance(want, dict)):
             found, want = {name: found}, {name: want}
         for key in {**want, **found}:
-            was, now = (f'{key}={values[key]!r}' if key in values else f'no {key}' for values in (found, want))
+            was, now = (f'{key}={values[key]!r}' if key in values else f'no {key}'
+                        for values in (found, want))
             if was != now:
-                raise CheckpointError(ckpt['path'], f'found {was}, expected {now}' + (f' ({name})' if name != key else ''),
-                                      'go back to the settings and data it was made with, or start anew with --init_from=scratch')
+                where = f' ({name})' if name != key else ''
+                raise CheckpointError(ckpt['path'], f'found {was}, expected {now}{where}',
+                                      'go back to the settings and data it was made with, or start '
+                                      'anew with --init_from=scratch')
 
-# settings that decide what is trained; the rest may change on resume, and do at once
-FIXED = ('seed', 'total_batch_size', 'seq_len', 'frame_stride', 'optimizer', 'action_source', 'corrupt')
 
 def expect_config(ckpt, config, allowed=()):
     """
-    What differs between the settings that ckpt was made with and those of now, as 'learning_rate 0.01 -> 0.0005'.
-    CheckpointError if one of FIXED does and is not in allowed.
+    What differs between the settings that ckpt was made with and those of now, in words such as
+    'learning_rate 0.01 -> 0.0005'. Raises CheckpointError for one of FIXED that is not in allowed.
     """
     was, changes = ckpt['config'], []
     for key in [k for k in config if k in was and was[k] != config[k]]:
         if key in FIXED and key not in allowed:
-            raise CheckpointError(ckpt['path'], f'found {key}={was[key]!r}, expected {key}={config[key]!r}',
-                                  f'go back to the setting it was made with, or say --allow_change={key}')
+            raise CheckpointError(ckpt['path'],
+                                  f'found {key}={was[key]!r}, expected {key}={config[key]!r}',
+                                  'go back to the setting it was made with, or say '
+                                  f'--allow_change={key}')
         changes.append(f'{key} {was[key]} -> {config[key]}')
     return changes
 
-def go_back(folder, stage):
-    """Makes best.pt the newest checkpoint of folder: what is newer gets the ending .diverged, so that no resume picks it. For the
-    master process only."""
-    best = os.path.join(folder, 'best.pt')
-    iter = load(best, stage)['iter']
-    for i, path in numbered(folder):
-        if i > iter:
-            os.replace(path, path + '.diverged')
-    path = os.path.join(folder, file_name(iter))
-    if not os.path.exists(path): # pruned under its own name
-        shutil.copyfile(best, path + '.tmp0')
-        os.replace(path + '.tmp0', path)
 
 def latest(folder, stage=None):
     """
-    The newest good checkpoint of folder, to resume from. Damaged newer ones are renamed to .bad, so that they neither shadow nor push out
-    good ones; a wrong stage or a newer format stops at once and touches nothing. For the master process only.
+    The newest good checkpoint of folder, to resume from. Damaged newer ones are renamed to .bad, so
+    that they neither shadow nor push out good ones; a wrong stage or a newer format stops at once
+    and touches nothing. For the master process only. Raises CheckpointError if none is usable.
     """
     start = f'start with: python {stage or "STAGE"}.py config/NAME.py --init_from=scratch'
     reasons = []
@@ -290,15 +407,17 @@ def latest(folder, stage=None):
             try:
                 os.replace(path, path + '.bad')
                 kept = f'kept as {os.path.basename(path)}.bad'
-            except OSError as problem: # a folder that is read-only, an older .bad that is a directory
+            except OSError as problem:  # a read-only folder, or an older .bad that is a directory
                 kept = f'left in place ({problem.strerror})'
             print(f'resume: skipped {reasons[-1]}; {kept}', flush=True)
     if reasons:
         raise CheckpointError(folder, 'no checkpoint is usable: ' + '; '.join(reasons), start)
     raise CheckpointError(folder, 'there is no checkpoint to resume from', start)
 
+
 def best(folder, stage):
-    """best.pt of folder, else the newest good one: how later stages, sample.py and eval.py get the models of a stage. Renames nothing."""
+    """best.pt of folder, else the newest good one: how later stages, sample.py and eval.py get the
+    models of a stage. Renames nothing. Raises CheckpointError if none is usable."""
     paths = [os.path.join(folder, 'best.pt')] + [path for _, path in numbered(folder)]
     reasons = []
     for path in filter(os.path.exists, paths):
@@ -309,66 +428,7 @@ def best(folder, stage):
                 raise
             reasons.append(f'{os.path.basename(path)}: {e.reason}')
             print(f'checkpoint: skipped {path}: {e.reason}', flush=True)
-    raise CheckpointError(folder, 'no checkpoint is usable: ' + '; '.join(reasons) if reasons else f'there is no checkpoint of stage {stage!r}',
-                          f'train it with: python {stage}.py config/NAME.py')
-
-def weights(ckpt):
-    """The state dict to use a model with: the averaged weights where the stage keeps them."""
-    return ckpt['model'] if ckpt.get('ema') is None else ckpt['ema']
-
-# with fsdp each rank holds a part of every tensor; a checkpoint holds the whole, and is the same file with fsdp and without
-
-def whole(state):
-    """A state dict with the tensors that are shared out over the ranks (DTensor) put together; all ranks must call it."""
-    if isinstance(state, dict):
-        return {k: whole(v) for k, v in state.items()}
-    if isinstance(state, list):
-        return [whole(v) for v in state]
-    return state.full_tensor().cpu() if hasattr(state, 'full_tensor') else state
-
-def shared_as(tensor, like):
-    """The part of a whole tensor that this rank holds of `like`; the tensor itself where that is not shared out."""
-    if not hasattr(like, 'device_mesh') or like.shape != getattr(tensor, 'shape', None):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor # two seconds
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-def load_weights(model, weights):
-    own = model.state_dict()
-    model.load_state_dict({name: shared_as(t, own.get(name)) for name, t in weights.items()})
-
-def load_optimizer(optimizer, state):
-    params = [p for group in optimizer.param_groups for p in group['params']]
-    moments = {i: {k: shared_as(t, params[i]) for k, t in s.items()} for i, s in state['state'].items()}
-    optimizer.load_state_dict({**state, 'state': moments})
-
-def weights_id(state_dict):
-    """16 hex digits over names, dtypes, shapes and bytes: says which weights a later stage was trained on."""
-    h = hashlib.sha256()
-    for name, t in sorted(state_dict.items()):
-        h.update(f'{name} {t.dtype} {tuple(t.shape)}\n'.encode())
-        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()[:16]
-
-# -----------------------------------------------------------------------------
-# faults, for the tests: FAULT=kind@iter, kind@iter+ (from then on) or kind@iter:rank in the environment. Unset, nothing happens
-
-def asked(kind, it):
-    wanted, _, place = os.environ.get('FAULT', '').partition('@')
-    at, _, rank = place.partition(':')
-    return wanted == kind and (it >= int(at[:-1]) if at.endswith('+') else it == int(at)) and rank in ('', os.environ.get('RANK', '0'))
-
-def kill_if_asked(kind, it):
-    if asked(kind, it):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def fault(it, loss, model):
-    """Called in every update between forward and backward; returns the loss."""
-    kill_if_asked('kill', it)
-    if asked('raise', it):
-        raise RuntimeError(f'a fault was asked for at iter {it}')
-    if asked('sleep', it):
-        time.sleep(3600)
-    if asked('drift', it):
-        next(model.parameters()).data += 1
-    return loss * math.nan if asked('nan', it) else loss
+    reason = f'there is no checkpoint of stage {stage!r}'
+    if reasons:
+        reason = 'no checkpoint is usable: ' + '; '.join(reasons)
+    raise CheckpointError(folder, reason, f'train it with: python {stage}.py config/NAME.py')
