@@ -1,22 +1,23 @@
 """
-Datasets: make, import, check, draw windows; pictures.
+A recording as batches: load, split, windows, draw, clips. And where one is made and checked:
 
-    python data.py game  data/tiny.h5 --n_frames=20000           # the built-in game, with true action labels
-    python data.py video play.mp4 data/zelda.h5 --size=128 --fps=15 [--labels=labels.npz] [--pad] [--compression=lzf]
-    python data.py check data/zelda.h5                           # data card, or what is wrong with the file
+    python data.py game  data/tiny.h5 --n_frames=20000  # the built-in game, with true action labels
+    python data.py video play.mp4 data/zelda.h5 --size=128 --fps=15 [--labels=labels.npz] [--pad]
+    python data.py check data/zelda.h5  # data card, or what is wrong with the file
 
-A dataset is one HDF5 file. `frames` uint8 (N,H,W,3) is required. Optional: `actions` int (N,) or float (N,A), where
-actions[t] is held while going from frame t to t+1; `episode_starts` int, sorted, first 0; attributes `fps`, `source`,
-`action_names`; a group `truth` of per-frame arrays (what the built-in game knows about itself).
+A dataset is one HDF5 file. `frames` uint8 (N,H,W,3) is required. Optional: `actions` int (N,) or
+float (N,A), where actions[t] is held while going from frame t to t+1; `episode_starts` int, sorted,
+first 0; attributes `fps`, `source`, `action_names`; a group `truth` of per-frame arrays (what the
+built-in game knows about itself).
 
-The training scripts use load, split, windows, draw, clips and the pictures. Exit codes: 0 done, 2 command line,
-3 the data is wrong, 7 the disk is full or cannot be written.
+Exit codes: 0 done, 2 command line, 3 the data is wrong, 7 the disk is full or cannot be written.
 """
 import argparse
 import os
 import shutil
 import signal
 import sys
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
@@ -24,41 +25,88 @@ from tqdm import tqdm
 
 from files import DiskError, replacing
 from pictures import grid, save_png
-from recordings.h5file import DataError, create_h5, load, one_line, refuse
+from recordings import game
+from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
+                               plain_dataset, read_optional, refuse)
 from recordings.video import STILL_SECONDS, import_video
 
-# torch and av take a second or more to import: the functions that need them import them, and the commands stay quick
+# torch takes a second to import: the functions that need it import it, so the commands are quick
 
+# -----------------------------------------------------------------------------
+# a recording
+
+
+@dataclass
+class Dataset:
+    path: str
+    frames: np.ndarray  # (N,H,W,3) uint8, memory-mapped: processes of a machine share one copy
+    actions: np.ndarray | None  # (N,) int64 or (N,A) float32
+    action_names: list | None
+    episode_starts: np.ndarray  # (E,) int64, first 0
+    fps: float | None
+    source: str | None
+    data_id: str  # 16 hex digits of the content, the same however the file is compressed
+    truth: dict = field(default_factory=dict)
+
+
+def load(path, patch_size=None, master=True):
+    """Opens a dataset file -> Dataset.
+
+    All checks come first. The first time, its frames are decoded into data/NAME.<data_id>.npy
+    beside it; decodings of older contents of the same file are removed. With several processes let
+    the master load first and the others, master=False, after a barrier: they find it done. (A
+    second writer is harmless: its temporary file is its own, the rename is atomic.)
+
+    patch_size: refuse frames that do not divide into patches of so many pixels.
+    Raises DataError for whatever is wrong with the file, DiskError when the decoded frames cannot
+    be written.
+    """
+    path = str(path)
+    with open_h5(path) as f:
+        try:
+            d = plain_dataset(f, 'frames', path)
+            check_frames(d, path, patch_size)
+            optional = read_optional(f, len(d), path)
+            frames, data_id = map_frames(d, optional, path, master)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
+            # HDF5 raises any of them for damaged metadata
+            refuse(path, f'an HDF5 file that cannot be read ({one_line(e)})',
+                   'frames uint8 (N,H,W,3)', 'copy or make it again')
+    return Dataset(path=path, frames=frames, data_id=data_id, **optional)
 
 
 # -----------------------------------------------------------------------------
-# windows
+# which frames: split, windows, draw
 
 
 def split(dataset, window):
     """Decides what is held out; every script asks here and nowhere else.
 
-    Whole episodes at the end, about 10% of the frames (5 to 20%). If no episode start lies there, the last 10% of the
-    frames, and the train part ends `window` frames earlier, so that no training clip shows what validation starts with.
-    Where `val` begins does not depend on `window`.
+    Held out are whole episodes at the end, about 10% of the frames (5 to 20%). If no episode starts
+    there, it is the last 10% of the frames, and the train part ends `window` frames earlier, so
+    that no training clip shows what validation starts with. Where `val` begins does not depend on
+    `window`.
 
-    Returns {'train': [(start, stop), ...], 'val': [...]}, frame ranges that never cross an episode start.
+    Returns {'train': [(start, stop), ...], 'val': [...]}, ranges of frames that never cross an
+    episode start.
     """
     n, starts = len(dataset.frames), dataset.episode_starts
-    near = starts[(n - starts >= 0.05 * n) & (n - starts <= 0.2 * n)]
-    if len(near):
-        val = train_stop = int(near[np.argmin(abs(n - near - 0.1 * n))])
+    left = n - starts  # frames from each episode's start to the end
+    candidates = starts[(left >= 0.05 * n) & (left <= 0.2 * n)]
+    if len(candidates):
+        val = train_stop = int(candidates[np.argmin(abs(n - candidates - 0.1 * n))])
     else:
         val = n - max(1, n // 10)
         train_stop = max(0, val - window)
-    episodes = list(zip(starts.tolist(), starts.tolist()[1:] + [n]))
+    starts = starts.tolist()
+    episodes = list(zip(starts, starts[1:] + [n]))
     return {'train': [(a, min(b, train_stop)) for a, b in episodes if a < train_stop],
             'val': [(max(a, val), b) for a, b in episodes if b > val]}
 
 
 def windows(dataset, which, seq_len, frame_stride=1):
-    """First frames (int64) of every clip of seq_len frames, frame_stride apart, in the 'train' or the 'val' part.
-    Raises DataError if there is none."""
+    """First frames (int64) of every clip of seq_len frames, frame_stride apart, in the 'train' or
+    the 'val' part. Raises DataError if there is none."""
     span = (seq_len - 1) * frame_stride + 1
     ranges = split(dataset, span)[which]
     starts = [np.arange(a, b - span + 1) for a, b in ranges]
@@ -66,105 +114,158 @@ def windows(dataset, which, seq_len, frame_stride=1):
     if not len(starts):
         n, episodes = len(dataset.frames), len(dataset.episode_starts)
         longest = max((b - a for a, b in ranges), default=0)
-        refuse(dataset.path,
-               f'{n} frames in {episodes} episode(s); the longest stretch of its {which} part is {longest} frames',
-               f'at least {span} frames in a row for seq_len={seq_len}, frame_stride={frame_stride}'
-               + (f' (about {11 * span} frames in all)' if episodes == 1 else ''),
+        expected = (f'at least {span} frames in a row for seq_len={seq_len}, '
+                    f'frame_stride={frame_stride}')
+        if episodes == 1:
+            expected += f' (about {11 * span} frames in all)'
+        refuse(dataset.path, f'{n} frames in {episodes} episode(s); the longest stretch of its '
+               f'{which} part is {longest} frames', expected,
                'record more, in longer episodes, or lower seq_len or frame_stride')
     return starts
 
 
 def draw(starts, batch_size, *key):
-    """(batch_size,) of starts, with replacement: a pure function of the key, whole numbers such as seed, iter, rank.
-    So nothing about the order of the data has to be saved to resume."""
-    return starts[np.random.default_rng([len(key), *key]).integers(len(starts), size=batch_size)]
+    """(batch_size,) of starts, with replacement: a function of the key alone, whole numbers such as
+    seed, iter, rank. So nothing about the order of the data has to be saved to resume."""
+    rng = np.random.default_rng([len(key), *key])
+    return starts[rng.integers(len(starts), size=batch_size)]
+
+
+def key_seed(*key):
+    """A seed that is a function of the key alone, so that a resumed run draws what an unbroken one
+    would."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+# -----------------------------------------------------------------------------
+# onto the device
 
 
 def to_device(array, device):
-    """A memory-mapped array as a tensor on the GPU if it takes less than half of the free memory there, else as it is."""
+    """A memory-mapped array as a tensor on the GPU if it takes less than half of the free memory
+    there, else as it is."""
     import torch
-    if torch.device(device).type != 'cuda' or array.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    if torch.device(device).type != 'cuda':
         return array
-    out = torch.empty(array.shape, dtype=torch.from_numpy(np.array(array[:1])).dtype, device=device)
+    if array.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return array
+    dtype = torch.from_numpy(np.array(array[:1])).dtype
+    out = torch.empty(array.shape, dtype=dtype, device=device)
     for a in range(0, len(out), 1024):
         out[a:a + 1024] = torch.from_numpy(np.array(array[a:a + 1024])).to(device)
     return out
 
 
 def rows(array, index, device):
-    """array[index] as a tensor on the device; array: what to_device returns, index: whole numbers of any shape."""
+    """array[index] as a tensor on the device. array: what to_device returns; index: whole numbers
+    of any shape."""
     import torch
-    x = torch.from_numpy(index if isinstance(array, torch.Tensor) else array[index])
+    on_device = isinstance(array, torch.Tensor)
+    x = torch.from_numpy(index if on_device else array[index])
     if torch.device(device).type == 'cuda':
-        x = x.pin_memory()                                            # so that the copy does not wait for the GPU
+        x = x.pin_memory()  # so that the copy does not wait for the GPU
     x = x.to(device, non_blocking=True)
-    return array[x] if isinstance(array, torch.Tensor) else x
+    return array[x] if on_device else x
 
 
 def clips(frames, starts, seq_len, frame_stride, device):
-    """frames (N,H,W,3) uint8, as to_device returns them; starts (B,) -> (B,T,C,H,W) float32 in [-1,1] on the device.
-    Bytes cross to the device, not floats: a quarter of the traffic."""
+    """Frames from `starts` (B,) on -> (B,T,C,H,W) float32 in [-1,1] on the device.
+
+    frames: (N,H,W,3) uint8, as to_device returns them. Bytes cross to the device, not floats: a
+    quarter of the traffic.
+    """
     import torch
-    x = rows(frames, np.asarray(starts)[:, None] + frame_stride * np.arange(seq_len), device).permute(0, 1, 4, 2, 3)
-    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    index = np.asarray(starts)[:, None] + frame_stride * np.arange(seq_len)  # (B,T)
+    x = rows(frames, index, device).permute(0, 1, 4, 2, 3)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format)
+    return x.div_(127.5).sub_(1)
 
 
 # -----------------------------------------------------------------------------
-# what is computed from a dataset once
+# what is computed from a recording once
 
 
-def cached(path, n, compute, rank=0, world_size=1, barrier=None):
-    """The rows 0 to n - 1 of something, memory-mapped from the file `path`, which is made if it does not exist.
+def cached(path, n, compute):
+    """The rows 0 to n-1 of something, memory-mapped from the file `path`, which is made if it does
+    not exist. Every rank calls it.
 
-    compute(picks) -> numpy array (len(picks), ...), for 32 rows at a time (with 64, attention over time at 1024 patches a frame would be
-    65,536 sequences, one more than some CUDA kernels take). Parts of 1024 rows are files of their own at first,
-    shared out among the ranks: a process that is killed loses one of them. path must name all that the rows depend on: other files
-    in its folder with the same word before the '_' are of the past and removed. Raises DiskError; DataError if the file is damaged.
+    compute(picks) -> numpy array (len(picks),...), for 32 rows at a time: with 64, attention over
+    time at 1024 patches a frame would be 65,536 sequences, one more than some CUDA kernels take.
+    Parts of 1024 rows are files of their own at first, shared out among the ranks, so that a
+    process that is killed loses one of them.
+
+    The path must name all that the rows depend on: other files in its folder with the same word
+    before the '_' are older, and removed. Raises DiskError; DataError if the file is damaged.
     """
-    folder, name = os.path.split(path)
-    parts = [os.path.join(path + '.parts', f'{a:09d}.npy') for a in range(0, n, 1024)]
+    from training import ranks
+    rank, world_size = ranks.rank(), ranks.world_size()
+    parts = {a: os.path.join(path + '.parts', f'{a:09d}.npy') for a in range(0, n, 1024)}
     if not os.path.exists(path):
-        mine = tqdm(parts[rank::world_size], name.split('_')[0], unit_scale=1024, unit=' frames', leave=False, disable=rank > 0 or None)
-        for part in mine:
-            if not os.path.exists(part):
-                a = int(os.path.basename(part)[:-4])
-                picks = np.arange(a, min(a + 1024, n))
-                with replacing(part) as tmp, open(tmp, 'wb') as f:
-                    np.save(f, np.concatenate([compute(picks[i:i + 32]) for i in range(0, len(picks), 32)]))
-        if barrier:
-            barrier()
+        bar = tqdm(list(parts)[rank::world_size], first_word(path), unit_scale=1024,
+                   unit=' frames', leave=False, disable=rank > 0 or None)
+        for a in bar:
+            if not os.path.exists(parts[a]):
+                compute_part(parts[a], np.arange(a, min(a + 1024, n)), compute)
+        ranks.barrier()
         if rank == 0:
-            first = np.load(parts[0], allow_pickle=False)
-            with replacing(path) as tmp, open(tmp, 'wb') as f:
-                np.lib.format.write_array_header_1_0(f, dict(descr=first.dtype.str, fortran_order=False, shape=(n, *first.shape[1:])))
-                for part in parts:
-                    f.write(np.load(part, allow_pickle=False).tobytes())
-            for old in os.listdir(folder):
-                if old.split('_')[0] == name.split('_')[0] and old != name:
-                    old = os.path.join(folder, old)
-                    shutil.rmtree(old) if os.path.isdir(old) else os.remove(old)
-        if barrier:
-            barrier()
+            join_parts(list(parts.values()), path, n)
+            remove_older(path)
+        ranks.barrier()
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError) as e:
-        raise DataError(f'{path}: found a damaged file ({one_line(e)}), expected an array\n  cure: remove it; it is made again') from e
+        raise DataError(f'{path}: found a damaged file ({one_line(e)}), expected an array\n'
+                        '  cure: remove it; it is made again') from e
 
 
+def first_word(path):
+    """'out/cache/tokens_1234.npy' -> 'tokens'."""
+    return os.path.basename(path).split('_')[0]
 
+
+def compute_part(part, picks, compute):
+    with replacing(part) as tmp, open(tmp, 'wb') as f:
+        blocks = [compute(picks[i:i + 32]) for i in range(0, len(picks), 32)]
+        np.save(f, np.concatenate(blocks))
+
+
+def join_parts(parts, path, n):
+    first = np.load(parts[0], allow_pickle=False)
+    header = dict(descr=first.dtype.str, fortran_order=False, shape=(n, *first.shape[1:]))
+    with replacing(path) as tmp, open(tmp, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, header)
+        for part in parts:
+            f.write(np.load(part, allow_pickle=False).tobytes())
+
+
+def remove_older(path):
+    """Removes what begins with the same word: arrays for other data, and the parts."""
+    folder, name = os.path.split(path)
+    for other in os.listdir(folder):
+        if first_word(other) == first_word(name) and other != name:
+            other = os.path.join(folder, other)
+            if os.path.isdir(other):
+                shutil.rmtree(other)
+            else:
+                os.remove(other)
+
+
+# -----------------------------------------------------------------------------
+# the door
 
 
 def make_game(path, n_frames=20_000, seed=0, layout=0):
     """Records the built-in game into the h5 file `path`."""
-    from recordings import game
-    rec = game.record(n_frames, seed=seed, layout=layout)
-    frames = rec['frames']
+    recording = game.record(n_frames, seed=seed, layout=layout)
+    frames = recording['frames']
+    source = f'game.py seed={seed} layout={layout}'
     with replacing(path) as tmp, h5py.File(tmp, 'w') as f:
-        d = create_h5(f, *frames.shape[1:3], 'lzf', f'game.py seed={seed} layout={layout}', game.FPS, game.ACTIONS)
+        d = create_h5(f, *frames.shape[1:3], 'lzf', source, game.FPS, game.ACTIONS)
         d.resize(len(frames), 0)
         d[...] = frames
-        f['actions'], f['episode_starts'] = rec['actions'], rec['episode_starts']
-        for key, value in rec['truth'].items():
+        f['actions'] = recording['actions']
+        f['episode_starts'] = recording['episode_starts']
+        for key, value in recording['truth'].items():
             f.create_dataset(f'truth/{key}', data=value)
 
 
@@ -173,43 +274,57 @@ def check(path):
     ds = load(path)
     n, h, w, _ = ds.frames.shape
     lengths = np.diff(np.append(ds.episode_starts, n))
-    parts = {k: sum(b - a for a, b in v) for k, v in split(ds, 16).items()}
-    same = 0
-    for a in range(1, n, 512):
-        block = ds.frames[a - 1:a + 512]
-        same += int((block[1:] == block[:-1]).all((1, 2, 3)).sum())
+    parts = {which: sum(b - a for a, b in ranges) for which, ranges in split(ds, 16).items()}
+    repeats = count_repeats(ds.frames) / (n - 1)
     sheet = os.path.splitext(path)[0] + '.check.png'
     picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
-    save_png(sheet, grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks]))
-    print(f'{path}   data_id {ds.data_id}   source {ds.source or "unknown"}')
+    labels = [str(row[0]) for row in picks]
+    save_png(sheet, grid([ds.frames[row] for row in picks], labels=labels))
     length = f'{n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else 'fps unknown'
+    print(f'{path}   data_id {ds.data_id}   source {ds.source or "unknown"}')
     print(f'frames      {n:,} of {w}x{h}, {length}')
-    print(f'episodes    {len(lengths)}, shortest {lengths.min()}, median {int(np.median(lengths))} frames')
+    print(f'episodes    {len(lengths)}, shortest {lengths.min()}, '
+          f'median {int(np.median(lengths))} frames')
     print(f'split       train {parts["train"]:,}, val {parts["val"]:,} frames (for windows of 16)')
-    print(f'duplicates  {same / (n - 1):.1%} of the frames equal the one before')
-    if ds.actions is None:
-        print('actions     none')
-    elif ds.actions.ndim == 2:
-        print(f'actions     {ds.actions.shape[1]} numbers a frame, {ds.actions.min():.3g} to {ds.actions.max():.3g}')
-    else:
-        counts = np.bincount(ds.actions)
-        names = ds.action_names or [str(i) for i in range(len(counts))]
-        print('actions     ' + ', '.join(f'{name} {c:,}' for name, c in zip(names, counts)))
+    print(f'duplicates  {repeats:.1%} of the frames equal the one before')
+    print(f'actions     {describe_actions(ds)}')
     print(f'truth       {", ".join(ds.truth) or "none"}')
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB beside it, {ds.data_id}.npy')
     print(f'look at     {sheet}')
 
 
+def count_repeats(frames):
+    """How many frames equal the one before."""
+    repeats = 0
+    for a in range(1, len(frames), 512):
+        block = frames[a - 1:a + 512]
+        repeats += int((block[1:] == block[:-1]).all((1, 2, 3)).sum())
+    return repeats
+
+
+def describe_actions(dataset):
+    actions = dataset.actions
+    if actions is None:
+        return 'none'
+    if actions.ndim == 2:
+        return f'{actions.shape[1]} numbers a frame, {actions.min():.3g} to {actions.max():.3g}'
+    counts = np.bincount(actions)
+    names = dataset.action_names or range(len(counts))
+    return ', '.join(f'{name} {count:,}' for name, count in zip(names, counts))
+
+
 def size(text):
     """'128' or '128x96' (width x height) -> (width, height)."""
-    w, h = (int(x) for x in (text.split('x') if 'x' in text else (text, text)))
+    w, h = text.split('x') if 'x' in text else (text, text)
+    w, h = int(w), int(h)
     if not 8 <= min(w, h) <= max(w, h) <= 2048:
         raise ValueError
     return w, h
 
 
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_command_line():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     p = commands.add_parser('game', help='record the built-in game')
     p.add_argument('path')
@@ -221,9 +336,11 @@ if __name__ == '__main__':
     p.add_argument('path')
     p.add_argument('--size', type=size, default=(128, 128), help='128 or 128x96, width x height')
     p.add_argument('--fps', type=float, help="default: the video's own average rate")
-    p.add_argument('--labels', help='.npz with actions, one per source frame; perhaps episode_starts, action_names')
+    p.add_argument('--labels', help='.npz with actions, one per source frame; '
+                   'perhaps episode_starts, action_names')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
-    p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip', help='gzip is smaller, lzf faster')
+    p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
+                   help='gzip is smaller, lzf faster')
     p = commands.add_parser('check', help='data card and contact sheet')
     p.add_argument('path')
     a = parser.parse_args()
@@ -233,15 +350,22 @@ if __name__ == '__main__':
         parser.error('at least 2 frames, and no negative seed or layout')
     if a.command == 'video' and a.fps is not None and not 0 < a.fps <= 1000:
         parser.error(f'--fps={a.fps:g}: frames per second, above 0, at most 1000')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that temporary files are removed
+    return a
+
+
+if __name__ == '__main__':
+    a = parse_command_line()
+    # an exception, so that temporary files are removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if a.command == 'game':
             make_game(a.path, a.n_frames, a.seed, a.layout)
         if a.command == 'video':
             tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression)
-            print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still and '
-                  f'{tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
+            print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
+                  f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
         check(a.path)
     except (DataError, DiskError) as e:
         print(e, file=sys.stderr, flush=True)
-        os._exit(e.exit_code)        # not sys.exit: HDF5 would crash, trying again to write what a full disk refused
+        # not sys.exit: HDF5 would crash, trying again to write what a full disk refused
+        os._exit(e.exit_code)

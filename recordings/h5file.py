@@ -1,23 +1,34 @@
-"""An HDF5 file as a dataset: every way in which one was seen to be wrong gets its own line, before anything long begins."""
+"""
+An HDF5 file as a dataset: open, check, decode, create.
+
+Every way in which such a file was seen to be wrong gets a message of its own, before anything long
+begins. Every function here raises DataError for it.
+"""
 import contextlib
 import hashlib
 import itertools
 import math
 import os
 import re
-import shutil
 from collections import Counter
-from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import DiskError, replacing
+from files import DiskError, free_space, replacing
+
+MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GIF8': 'a gif video',
+         b'RIFF': 'an avi video', b'\x89PNG': 'a png picture', b'\x93NUM': 'a .npy array',
+         b'PK\x03\x04': 'a zip or .npz archive'}
+# HDF5 filters by number; any other would make HDF5 load plugin code
+FILTERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}
+# deflate cannot do better than 1032:1, so a file that declares more holds no recording
+MAX_RATIO = 1100
 
 
 class DataError(Exception):
-    """What is wrong with the data, in at most three lines. Scripts print it and exit with `exit_code`."""
+    """What is wrong with the data, in at most three lines. It ends a script with `exit_code`."""
     exit_code = 3
 
 
@@ -25,36 +36,23 @@ def refuse(path, found, expected, cure):
     raise DataError(f'{path}: found {found}\n  expected {expected}\n  cure: {cure}')
 
 
-@dataclass
-class Dataset:
-    path: str
-    frames: np.ndarray            # (N,H,W,3) uint8, memory-mapped: all processes of a machine share one copy
-    actions: np.ndarray | None    # (N,) int64 or (N,A) float32
-    action_names: list | None
-    episode_starts: np.ndarray    # (E,) int64, first 0
-    fps: float | None
-    source: str | None
-    data_id: str                  # 16 hex digits of the content, the same however the file is compressed
-    truth: dict = field(default_factory=dict)
-MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GIF8': 'a gif video',
-         b'RIFF': 'an avi video', b'\x89PNG': 'a png picture', b'\x93NUM': 'a .npy array',
-         b'PK\x03\x04': 'a zip or .npz archive'}
-FILTERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}    # others would make HDF5 load plugin code
-MAX_RATIO = 1100                  # deflate cannot do better than 1032:1: a file that declares more holds no recording
-
-
 def one_line(error):
     return ' '.join(str(error).split())[:200]
 
 
+# -----------------------------------------------------------------------------
+# open
+
+
 def open_h5(path):
-    """Returns an open h5py.File, or raises DataError saying what the file is instead."""
+    """Returns an open h5py.File, or says what the file is instead."""
     expected = 'an HDF5 file with frames uint8 (N,H,W,3)'
     if not os.path.exists(path):
         refuse(path, 'no such file', expected, f'make one: python data.py game {path}')
     if os.path.isdir(path):
-        inside = sorted(x for x in os.listdir(path) if x.endswith(('.h5', '.hdf5')))[:5]
-        refuse(path, 'a directory', expected, f'name a file in it: {", ".join(inside) or "there is no .h5 in it"}')
+        inside = sorted(name for name in os.listdir(path) if name.endswith(('.h5', '.hdf5')))
+        inside = ', '.join(inside[:5]) or 'there is no .h5 in it'
+        refuse(path, 'a directory', expected, f'name a file in it: {inside}')
     try:
         if os.path.getsize(path) == 0:
             refuse(path, 'an empty file (0 bytes)', expected, 'make it or copy it again')
@@ -63,135 +61,199 @@ def open_h5(path):
         with open(path, 'rb') as f:
             head = f.read(4096)
     except OSError as e:
+        found = f'a file that cannot be opened ({one_line(e)})'
         eof = re.search(r'eof = (\d+).*stored_eof = (\d+)', str(e))
         if eof:
-            refuse(path, f'a truncated file: {eof[1]} bytes', f'{eof[2]} bytes', 'copy or make it again')
-        refuse(path, f'a file that cannot be opened ({one_line(e)})', expected, 'copy or make it again')
-    kind = MAGIC.get(head[4:8]) or MAGIC.get(head[:4]) or ('binary data' if b'\0' in head else 'a text file')
-    refuse(path, kind, expected,
-           f'import it: python data.py video {path} data/NAME.h5' if 'video' in kind else 'name the .h5 file')
+            found, expected = f'a truncated file: {eof[1]} bytes', f'{eof[2]} bytes'
+        refuse(path, found, expected, 'copy or make it again')
+    kind = MAGIC.get(head[4:8]) or MAGIC.get(head[:4])
+    if kind is None:
+        kind = 'binary data' if b'\0' in head else 'a text file'
+    cure = 'name the .h5 file'
+    if 'video' in kind:
+        cure = f'import it: python data.py video {path} data/NAME.h5'
+    refuse(path, kind, expected, cure)
 
 
-def has(group, key):
+def has_link(group, key):
     return group.id.links.exists(key.encode())
 
 
-def hard(group, key):
-    """Is `key` an object of this very file? Looks at the link only: `in` and [] would follow it into another file."""
-    return has(group, key) and group.id.links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
+def is_in_this_file(group, key):
+    """Is `key` an object of this very file? It looks at the link only: `in` and [] would follow it
+    into another file."""
+    if not has_link(group, key):
+        return False
+    return group.id.links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
 
 
 def contents(group):
-    names = [k for k in itertools.islice(group, 12) if hard(group, k)]
-    return ', '.join(f'{k} {getattr(group[k], "shape", "(a group)")}' for k in names) or 'nothing'
+    """The first things in a group and their shapes, in words."""
+    keys = [key for key in itertools.islice(group, 12) if is_in_this_file(group, key)]
+    texts = [f'{key} {getattr(group[key], "shape", "(a group)")}' for key in keys]
+    return ', '.join(texts) or 'nothing'
 
 
 def plain_dataset(group, key, path):
-    """The h5py.Dataset `key`, only if its data lies whole in this very file. A link, a virtual or an external dataset
-    can name any file of this machine, and reads as zeros, silently, when that file is missing; so do chunks that were
-    never written because the writer was killed."""
-    expected, cure = f'"{key}" stored whole in this file', 'write the file again with plain h5py create_dataset'
-    if not has(group, key):
-        refuse(path, f'no "{key}", but {contents(group)}', 'frames uint8 (N,H,W,3)', f'store the pictures as "{key}"')
-    if not hard(group, key):
-        refuse(path, f'"{key}" is a link to something else', expected, cure)
+    """The h5py.Dataset `key` of a group, only if its data lies whole in this very file.
+
+    A link, a virtual or an external dataset can name any file of this machine, and when that file
+    is missing it reads as zeros. So do chunks that a killed writer never wrote.
+    """
+    stored = f'"{key}" stored whole in this file'
+    rewrite = 'write the file again with plain h5py create_dataset'
+    if not has_link(group, key):
+        refuse(path, f'no "{key}", but {contents(group)}', 'frames uint8 (N,H,W,3)',
+               f'store the pictures as "{key}"')
+    if not is_in_this_file(group, key):
+        refuse(path, f'"{key}" is a link to something else', stored, rewrite)
     d = group[key]
     if not isinstance(d, h5py.Dataset):
         refuse(path, f'"{key}" is a group holding {contents(d)}', f'a dataset "{key}"',
                f'store the array itself as "{key}"')
     if d.shape is None or d.dtype.kind not in 'uifb':
-        refuse(path, f'"{key}" of type {d.dtype}, shape {d.shape}', 'an array of numbers', cure)
+        refuse(path, f'"{key}" of type {d.dtype}, shape {d.shape}', 'an array of numbers', rewrite)
     if d.is_virtual or d.external:
         kind = 'virtual' if d.is_virtual else 'external'
-        refuse(path, f'"{key}" is {kind}: its data lies in other files', expected, cure)
+        refuse(path, f'"{key}" is {kind}: its data lies in other files', stored, rewrite)
     plist = d.id.get_create_plist()
-    for code in (plist.get_filter(i)[0] for i in range(plist.get_nfilters())):
+    for i in range(plist.get_nfilters()):
+        code = plist.get_filter(i)[0]
         if code not in FILTERS:
-            refuse(path, f'"{key}" compressed by HDF5 filter {code}', f'none or {", ".join(FILTERS.values())}', cure)
+            refuse(path, f'"{key}" compressed by HDF5 filter {code}',
+                   f'none or {", ".join(FILTERS.values())}', rewrite)
     declared, held = math.prod(d.shape) * d.dtype.itemsize, os.path.getsize(path)
     if declared > MAX_RATIO * held:
-        refuse(path, f'"{key}" declares {declared:,} bytes in a file of {held:,}', f'at most {MAX_RATIO} to 1',
-               'make it again')
+        refuse(path, f'"{key}" declares {declared:,} bytes in a file of {held:,}',
+               f'at most {MAX_RATIO} to 1', 'make it again')
     if d.chunks:
         missing = math.prod(-(-n // c) for n, c in zip(d.shape, d.chunks)) - d.id.get_num_chunks()
     else:
         missing = int(d.id.get_storage_size() < declared)
     if missing > 0:
-        refuse(path, f'"{key}" with {missing} chunks that were never written', expected,
+        refuse(path, f'"{key}" with {missing} chunks that were never written', stored,
                'its writer was stopped: make it again')
     return d
 
 
+# -----------------------------------------------------------------------------
+# check
+
+
 def check_frames(d, path, patch_size):
-    """Raises DataError unless d is uint8 (N,H,W,3) with H and W divisible by patch_size."""
-    expected, s = 'uint8 (N,H,W,3), at least 2 frames', d.shape
+    """d must be uint8 (N,H,W,3), with H and W divisible by patch_size, unless that is None."""
+    expected = 'uint8 (N,H,W,3), at least 2 frames'
+    shape = d.shape
     if d.dtype != np.uint8:
-        refuse(path, f'frames of type {d.dtype} {s}', expected,
-               'scale to 0..255: (frames * 255).round().astype("uint8") if they are in 0..1' if d.dtype.kind == 'f' else
-               'frames.astype("uint8") if they are in 0..255')
-    if len(s) != 4 or s[3] != 3 or s[0] < 2 or 0 in s:
-        refuse(path, f'frames of shape {s}', expected,
-               'grey to colour: np.repeat(frames[..., None], 3, -1)' if len(s) == 3 else
-               'store it as one long (N,H,W,3)' if len(s) != 4 else
-               'record more' if s[3] == 3 else
-               'channels last: frames.transpose(0, 2, 3, 1)' if s[1] == 3 else
-               'drop the alpha channel: frames[..., :3]' if s[3] == 4 else
-               'grey to colour: np.repeat(frames, 3, -1)' if s[3] == 1 else 'three colour channels, last')
-    if patch_size and (s[1] % patch_size or s[2] % patch_size):
-        near = lambda n: ' or '.join(str(m * patch_size) for m in sorted({n // patch_size, -(-n // patch_size)}) if m)
-        fits = [p for p in range(2, 33) if s[1] % p == 0 and s[2] % p == 0]
-        refuse(path, f'frames {s[2]} wide and {s[1]} high', f'multiples of patch_size={patch_size}',
-               f'data.py video --size with {near(s[2])} wide, {near(s[1])} high; or patch_size one of {fits}')
+        cure = 'frames.astype("uint8") if they are in 0..255'
+        if d.dtype.kind == 'f':
+            cure = 'scale to 0..255: (frames * 255).round().astype("uint8") if they are in 0..1'
+        refuse(path, f'frames of type {d.dtype} {shape}', expected, cure)
+    if len(shape) != 4 or shape[3] != 3 or shape[0] < 2 or 0 in shape:
+        refuse(path, f'frames of shape {shape}', expected, cure_of_shape(shape))
+    h, w = shape[1:3]
+    if patch_size and (h % patch_size or w % patch_size):
+        wide, high = nearest_multiples(w, patch_size), nearest_multiples(h, patch_size)
+        fits = [p for p in range(2, 33) if h % p == 0 and w % p == 0]
+        refuse(path, f'frames {w} wide and {h} high', f'multiples of patch_size={patch_size}',
+               f'data.py video --size with {wide} wide, {high} high; or patch_size one of {fits}')
 
 
-def read_optional(f, path, n):
-    """Everything in the file but the frames, checked: the rest of Dataset's fields."""
-    actions, starts, truth = None, np.zeros(1, np.int64), {}
-    if has(f, 'actions'):
-        actions = check_actions(plain_dataset(f, 'actions', path), n, path)
-    if has(f, 'episode_starts'):
-        starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
-    if has(f, 'truth'):
-        if not hard(f, 'truth') or not isinstance(f['truth'], h5py.Group):
-            refuse(path, '"truth" that is no group', 'a group of per-frame arrays', 'delete "truth"')
-        for key in f['truth']:
-            truth[key] = plain_dataset(f['truth'], key, path)[...]
-            if truth[key].shape[:1] != (n,):
-                refuse(path, f'truth/{key} of shape {truth[key].shape}', f'({n},...), one per frame',
-                       f'mend or delete truth/{key}')
-    names, fps, source = (f.attrs.get(k) for k in ('action_names', 'fps', 'source'))
-    text = lambda x: x.decode() if isinstance(x, bytes) else str(x)
-    if names is not None:
-        names = [text(x) for x in np.atleast_1d(names)]
-        needed = 0 if actions is None else actions.shape[1] if actions.ndim == 2 else int(actions.max()) + 1
-        if len(names) < needed:
-            refuse(path, f'{len(names)} action_names', f'{needed}, one per action', 'mend or delete the attribute')
-    if fps is not None and not (isinstance(fps, (int, float, np.number)) and 0 < fps < 1e4):
-        refuse(path, f'fps = {fps!r}', 'a positive number', 'mend or delete the attribute')
-    return dict(actions=actions, action_names=names, episode_starts=starts, truth=truth,
-                fps=None if fps is None else float(fps), source=None if source is None else text(source))
+def cure_of_shape(shape):
+    """How frames of another shape become (N,H,W,3)."""
+    if len(shape) == 3:
+        return 'grey to colour: np.repeat(frames[..., None], 3, -1)'
+    if len(shape) != 4:
+        return 'store it as one long (N,H,W,3)'
+    if shape[3] == 3:
+        return 'record more'
+    if shape[1] == 3:
+        return 'channels last: frames.transpose(0, 2, 3, 1)'
+    if shape[3] == 4:
+        return 'drop the alpha channel: frames[..., :3]'
+    if shape[3] == 1:
+        return 'grey to colour: np.repeat(frames, 3, -1)'
+    return 'three colour channels, last'
 
 
-def check_actions(a, n, path):
-    """int (N,) -> int64, float (N,A) -> float32; DataError otherwise. n: frames, or None if not known yet."""
+def nearest_multiples(n, patch_size):
+    """36, 8 -> '32 or 40'."""
+    patches = sorted({n // patch_size, -(-n // patch_size)})
+    return ' or '.join(str(p * patch_size) for p in patches if p)
+
+
+def check_actions(actions, n, path):
+    """int (N,) -> int64, float (N,A) -> float32. n: frames, or None if not known yet."""
     cure = 'mend or leave out "actions"'
-    if n not in (None, *a.shape[:1]) or (a.ndim, a.dtype.kind) not in ((1, 'i'), (1, 'u'), (2, 'f')) or 0 in a.shape:
-        refuse(path, f'actions {a.dtype} {a.shape}', f'int ({n or "N"},) or float ({n or "N"},A), one per frame', cure)
-    a = a[...].astype(np.int64 if a.ndim == 1 else np.float32)
-    if not np.isfinite(a).all() or (a.ndim == 1 and a.min() < 0):
-        refuse(path, 'actions that are negative or not finite', 'action numbers from 0 on, or finite floats', cure)
-    return a
+    numbers = actions.ndim == 1 and actions.dtype.kind in 'iu'
+    vectors = actions.ndim == 2 and actions.dtype.kind == 'f'
+    if not (numbers or vectors) or 0 in actions.shape or n not in (None, len(actions)):
+        refuse(path, f'actions {actions.dtype} {actions.shape}',
+               f'int ({n or "N"},) or float ({n or "N"},A), one per frame', cure)
+    actions = actions[...].astype(np.int64 if numbers else np.float32)
+    if not np.isfinite(actions).all() or (numbers and actions.min() < 0):
+        refuse(path, 'actions that are negative or not finite',
+               'action numbers from 0 on, or finite floats', cure)
+    return actions
 
 
-def check_starts(e, n, path):
-    """-> int64 (E,); DataError unless sorted, first 0, below n."""
-    expected, cure = f'whole numbers, first 0, increasing, below {n}', 'mend or leave out "episode_starts"'
-    if e.ndim != 1 or e.dtype.kind not in 'iu' or not 0 < len(e) <= n:
-        refuse(path, f'episode_starts {e.dtype} {e.shape}', expected, cure)
-    e = e[...].astype(np.int64)
-    if e[0] != 0 or (np.diff(e) <= 0).any() or e[-1] >= n:
-        refuse(path, f'episode_starts {e[:4].tolist()} ... {e[-1]}', expected, cure)
-    return e
+def check_starts(starts, n, path):
+    """-> int64 (E,), if they are sorted, the first is 0 and all are below n."""
+    expected = f'whole numbers, first 0, increasing, below {n}'
+    cure = 'mend or leave out "episode_starts"'
+    if starts.ndim != 1 or starts.dtype.kind not in 'iu' or not 0 < len(starts) <= n:
+        refuse(path, f'episode_starts {starts.dtype} {starts.shape}', expected, cure)
+    starts = starts[...].astype(np.int64)
+    if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= n:
+        refuse(path, f'episode_starts {starts[:4].tolist()} ... {starts[-1]}', expected, cure)
+    return starts
+
+
+def to_text(attribute):
+    return attribute.decode() if isinstance(attribute, bytes) else str(attribute)
+
+
+def read_truth(f, n, path):
+    """The arrays of the group `truth`, each (N,...), by name."""
+    if not is_in_this_file(f, 'truth') or not isinstance(f['truth'], h5py.Group):
+        refuse(path, '"truth" that is no group', 'a group of per-frame arrays', 'delete "truth"')
+    truth = {}
+    for key in f['truth']:
+        truth[key] = plain_dataset(f['truth'], key, path)[...]
+        if truth[key].shape[:1] != (n,):
+            refuse(path, f'truth/{key} of shape {truth[key].shape}', f'({n},...), one per frame',
+                   f'mend or delete truth/{key}')
+    return truth
+
+
+def read_optional(f, n, path):
+    """All that an open file holds beside its n frames, checked: a dict of data.Dataset's fields."""
+    actions, starts, truth = None, np.zeros(1, np.int64), {}
+    if has_link(f, 'actions'):
+        actions = check_actions(plain_dataset(f, 'actions', path), n, path)
+    if has_link(f, 'episode_starts'):
+        starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
+    if has_link(f, 'truth'):
+        truth = read_truth(f, n, path)
+    names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
+    if names is not None:
+        names = [to_text(name) for name in np.atleast_1d(names)]
+        needed = 0
+        if actions is not None:
+            needed = actions.shape[1] if actions.ndim == 2 else int(actions.max()) + 1
+        if len(names) < needed:
+            refuse(path, f'{len(names)} action_names', f'{needed}, one per action',
+                   'mend or delete the attribute')
+    if fps is not None:
+        if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:
+            refuse(path, f'fps = {fps!r}', 'a positive number', 'mend or delete the attribute')
+        fps = float(fps)
+    return dict(actions=actions, action_names=names, episode_starts=starts, truth=truth, fps=fps,
+                source=None if source is None else to_text(source))
+
+
+# -----------------------------------------------------------------------------
+# decode
 
 
 def read(d, a, b, path):
@@ -199,35 +261,55 @@ def read(d, a, b, path):
     try:
         return d[a:b]
     except (OSError, RuntimeError) as e:
-        refuse(path, f'damaged data in frames {a} to {min(b, len(d)) - 1} ({one_line(e)})', 'chunks that decode',
-               'copy or make the file again')
+        refuse(path, f'damaged data in frames {a} to {min(b, len(d)) - 1} ({one_line(e)})',
+               'chunks that decode', 'copy or make the file again')
 
 
 def fingerprints(frames, path):
-    """Hashes of at most 256 frames, evenly spread. tinyworlds' files cut a frame into hundreds of chunks of thousands
-    of frames each: neighbours in time are read at one go there, or each frame would cost the decoding of them all."""
+    """Hashes of at most 256 frames, evenly spread.
+
+    Some files cut a frame into hundreds of chunks of thousands of frames each. Neighbours in time
+    are read at one go there, or each frame would cost the decoding of them all.
+    """
     n = len(frames)
     picks = np.unique(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))
-    rows = (getattr(frames, 'chunks', None) or (1,))[0]
+    rows = (getattr(frames, 'chunks', None) or (1,))[0]  # of a chunk
     marks = []
     groups = itertools.groupby(picks, lambda i: i // rows)
     for _, group in tqdm(groups, desc='checking', delay=3, leave=False, disable=None):
         group = np.array(list(group))
         block = read(frames, group[0], group[-1] + 1, path)
-        marks += [hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for x in block[group - group[0]]]
+        for frame in block[group - group[0]]:
+            marks.append(hashlib.sha256(np.ascontiguousarray(frame)).hexdigest())
     return marks
 
 
+def identify(frames, optional, path):
+    """The data_id of frames and what read_optional returned, and the fingerprints: 16 hex digits,
+    the same however the file is compressed."""
+    marks = fingerprints(frames, path)
+    h = hashlib.sha256(repr(frames.shape).encode())
+    h.update(optional['episode_starts'].tobytes())
+    actions = optional['actions']
+    if actions is not None:
+        h.update(str(actions.dtype).encode() + actions.tobytes())
+    h.update(''.join(marks[::4]).encode())
+    return h.hexdigest()[:16], marks
+
+
 def decoded_files(path):
-    """Earlier decodings of this h5: data/tiny.h5 -> data/tiny.<data_id>.npy."""
+    """The decodings of an h5 file, of old contents too: data/tiny.h5 -> data/tiny.<data_id>.npy."""
     folder, name = os.path.split(os.path.abspath(path))
-    stem = re.escape(os.path.splitext(name)[0])
-    return [os.path.join(folder, x) for x in os.listdir(folder) if re.fullmatch(stem + r'\.[0-9a-f]{16}\.npy', x)]
+    pattern = re.escape(os.path.splitext(name)[0]) + r'\.[0-9a-f]{16}\.npy'
+    return [os.path.join(folder, x) for x in os.listdir(folder) if re.fullmatch(pattern, x)]
 
 
-def map_decoded(path, shape):
-    """The decoded frames of exactly this h5 file, (N,H,W,3) memory-mapped, and their file name; or (None, None).
-    The decoded file carries the h5's own modification time, so that a changed h5 is noticed whatever changed in it."""
+def find_decoded(path, shape):
+    """The decoded frames of exactly this h5 file, memory-mapped, and their path; or (None, None).
+
+    A decoded file carries the h5 file's own time of modification, so that a changed h5 file is
+    noticed whatever has changed in it.
+    """
     stamp = os.stat(path).st_mtime_ns
     for npy in decoded_files(path):
         with contextlib.suppress(OSError, ValueError):
@@ -239,19 +321,23 @@ def map_decoded(path, shape):
 
 
 def decode(d, path, npy, show):
-    """Writes the h5py.Dataset d as the file npy, in blocks of whole chunks."""
+    """Writes the h5py.Dataset d of the file `path` as the file npy, in blocks of whole chunks.
+    show: a progress bar. Raises DiskError too."""
     frame_bytes = int(np.prod(d.shape[1:]))
     rows = (d.chunks or (1,))[0]
-    rows *= max(1, 2 ** 26 // (rows * frame_bytes))                   # about 64 MB
-    free = shutil.disk_usage(os.path.dirname(npy)).free
+    rows *= max(1, 2 ** 26 // (rows * frame_bytes))  # blocks of about 64 MB
+    free = free_space(os.path.dirname(npy))
     if free < d.nbytes + 2 ** 26:
-        raise DiskError(f'{npy}: needs {d.nbytes / 1e9:.2f} GB for the decoded frames, found {free / 1e9:.2f} GB free\n'
+        raise DiskError(f'{npy}: needs {d.nbytes / 1e9:.2f} GB for the decoded frames, '
+                        f'found {free / 1e9:.2f} GB free\n'
                         f'  cure: free some space, or move {path} to a larger disk')
     stamp = os.stat(path).st_mtime_ns
-    bar = tqdm(total=len(d), desc=f'decoding {os.path.basename(path)}', unit=' frames', leave=False,
-               disable=True if not show or d.nbytes < 2 ** 28 else None)   # None: no bar in a log file
+    hide = not show or d.nbytes < 2 ** 28
+    bar = tqdm(total=len(d), desc=f'decoding {os.path.basename(path)}', unit=' frames',
+               leave=False, disable=hide or None)  # None: no bar in a log file
     with replacing(npy) as tmp, open(tmp, 'wb') as out, bar:
-        np.lib.format.write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=d.shape))
+        header = dict(descr='|u1', fortran_order=False, shape=d.shape)
+        np.lib.format.write_array_header_1_0(out, header)
         for a in range(0, len(d), rows):
             block = read(d, a, a + rows, path)
             out.write(block.data)
@@ -259,65 +345,49 @@ def decode(d, path, npy, show):
     os.utime(npy, ns=(stamp, stamp))
 
 
-def load(path, patch_size=None, master=True):
-    """Opens a dataset file.
+def map_frames(d, optional, path, master):
+    """The frames of the h5py.Dataset d as a memory-mapped array, and their data_id.
 
-    All checks come first. The first time, its frames are decoded into data/NAME.<data_id>.npy beside it; decodings
-    of older contents of the same file are deleted. With several processes let the master load first and the others,
-    master=False, after a barrier: they find it done. (A second writer is harmless: its temporary file is its own,
-    the rename is atomic.)
-
-    patch_size: refuse frames that do not divide into patches of so many pixels.
-    Raises DataError for whatever is wrong with the file, DiskError when the decoded frames cannot be written.
+    They are decoded at the first time; then, the master removes the decodings of older contents.
+    Raises DiskError too.
     """
-    path = str(path)
-    with open_h5(path) as f:
-        try:
-            d = plain_dataset(f, 'frames', path)
-            check_frames(d, path, patch_size)
-            rest = read_optional(f, path, len(d))
+    frames, npy = find_decoded(path, d.shape)
+    if frames is not None:
+        data_id, marks = identify(frames, optional, path)
+        if not npy.endswith(f'.{data_id}.npy'):
+            frames = None
+    if frames is None:
+        data_id, marks = identify(d, optional, path)
+    same = Counter(marks).most_common(1)[0][1]
+    if same > len(marks) / 2:
+        refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture',
+               'a recording of play', 'cut the still part away, or see what the recorder recorded: '
+               'was it the right window?')
+    if frames is None:
+        npy = os.path.splitext(os.path.abspath(path))[0] + f'.{data_id}.npy'
+        decode(d, path, npy, show=master)
+        for old in decoded_files(path):
+            if master and old != npy:
+                with contextlib.suppress(OSError):  # Windows: another process still has it open
+                    os.remove(old)
+        frames = np.load(npy, mmap_mode='r', allow_pickle=False)
+    return frames, data_id
 
-            def identify(frames):
-                marks = fingerprints(frames, path)
-                h = hashlib.sha256(repr(d.shape).encode())
-                h.update(rest['episode_starts'].tobytes())
-                if rest['actions'] is not None:
-                    h.update(str(rest['actions'].dtype).encode() + rest['actions'].tobytes())
-                h.update(''.join(marks[::4]).encode())
-                return h.hexdigest()[:16], marks
 
-            frames, npy = map_decoded(path, d.shape)
-            if frames is not None:
-                data_id, marks = identify(frames)
-            if frames is None or not npy.endswith(f'.{data_id}.npy'):
-                frames = None
-                data_id, marks = identify(d)
-            same = Counter(marks).most_common(1)[0][1]
-            if same > len(marks) / 2:
-                refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture',
-                       'a recording of play',
-                       'cut the still part away, or see what the recorder recorded: was it the right window?')
-            if frames is None:
-                npy = os.path.splitext(os.path.abspath(path))[0] + f'.{data_id}.npy'
-                decode(d, path, npy, show=master)
-                for old in decoded_files(path):
-                    if master and old != npy:
-                        with contextlib.suppress(OSError):            # Windows: another process still has it open
-                            os.remove(old)
-                frames = np.load(npy, mmap_mode='r', allow_pickle=False)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:         # HDF5's, from damaged metadata
-            refuse(path, f'an HDF5 file that cannot be read ({one_line(e)})', 'frames uint8 (N,H,W,3)',
-                   'copy or make it again')
-    return Dataset(path=path, frames=frames, data_id=data_id, **rest)
+# -----------------------------------------------------------------------------
+# create
 
 
 def create_h5(f, height, width, compression, source, fps, action_names):
-    """Fills in the attributes and returns the empty, growing `frames`."""
-    f.attrs['source'], f.attrs['fps'] = source, float(fps)
+    """Fills in the attributes of a new file and returns its empty, growing `frames`."""
+    f.attrs['source'] = source
+    f.attrs['fps'] = float(fps)
     if action_names is not None:
-        f.attrs['action_names'] = [str(x) for x in action_names]
-    rows = max(1, 2 ** 18 // (height * width * 3))                    # frames a chunk: about 256 KB
-    return f.create_dataset('frames', (0, height, width, 3), np.uint8, maxshape=(None, height, width, 3),
-                            chunks=(rows, height, width, 3), shuffle=True,
-                            fletcher32=True,                          # else a flipped bit goes unnoticed
-                            compression=compression, compression_opts=4 if compression == 'gzip' else None)
+        f.attrs['action_names'] = [str(name) for name in action_names]
+    shape = height, width, 3
+    rows = max(1, 2 ** 18 // math.prod(shape))  # frames a chunk: about 256 KB
+    return f.create_dataset('frames', (0, *shape), np.uint8, maxshape=(None, *shape),
+                            chunks=(rows, *shape), shuffle=True,
+                            fletcher32=True,  # else a flipped bit goes unnoticed
+                            compression=compression,
+                            compression_opts=4 if compression == 'gzip' else None)

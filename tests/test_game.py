@@ -1,11 +1,7 @@
 """The built-in game: its rules, its truth, and a player who plays like people."""
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from recordings import game
 from recordings.game import ACTIONS, DOWN, LEFT, NOOP, RIGHT, SWORD, UP
 
@@ -81,9 +77,10 @@ def right_of(screen):
 
 
 def test_leaving_a_screen_enters_the_next():
-    g = game.Game()
-    s, y, _ = next(p for p in np.argwhere(g.free) if p[2] == game.GRID - 2 and g.free[right_of(p[0]), p[1], 0])
-    g = place(screen=s, hero=((game.GRID - 2) * game.STEP, y * game.STEP))
+    free, last = game.Game().free, game.GRID - 2
+    ways_out = [(s, y) for s, y, x in np.argwhere(free) if x == last and free[right_of(s), y, 0]]
+    s, y = ways_out[0]
+    g = place(screen=s, hero=(last * game.STEP, y * game.STEP))
     g.step(RIGHT)
     after = g.state()
     assert after['screen'][0] == right_of(s) and after['hero'][0].tolist() == [0, y * game.STEP]
@@ -92,26 +89,25 @@ def test_leaving_a_screen_enters_the_next():
 def test_every_screen_can_be_reached():
     for layout in range(5):
         g = game.Game(layout=layout)
-        seen, todo = set(), [tuple(np.argwhere(g.free)[0])]
-        starts = {tuple(p) for p in np.argwhere(g.free)}
-        todo = [max(starts, key=lambda p: p[0] == 3)]
+        start = next(tuple(here) for here in np.argwhere(g.free) if here[0] == 3)
+        seen, todo = set(), [start]
         while todo:
-            p = todo.pop()
-            if p in seen:
+            here = todo.pop()
+            if here in seen:
                 continue
-            seen.add(p)
-            g.screen, g.y, g.x = (np.array([v]) for v in p)
+            seen.add(here)
+            screen, y, x = here
+            g.screen, g.y, g.x = np.array([screen]), np.array([y]), np.array([x])
             for a in (UP, DOWN, LEFT, RIGHT):
-                *q, ok = (int(v[0]) for v in g.ahead(np.array([a])))
-                if ok:
-                    todo.append(tuple(q))
-        assert {p[0] for p in seen} == set(range(game.MAP ** 2)), layout
+                screen, y, x, free = g.ahead(np.array([a]))
+                if free[0]:
+                    todo.append((int(screen[0]), int(y[0]), int(x[0])))
+        assert {here[0] for here in seen} == set(range(game.MAP ** 2)), layout
 
 
 def test_the_sword_removes_the_creature_until_the_screen_is_entered_again():
-    g = place(facing=RIGHT, screen=3, alive=1)
-    x, y = g.home[3]
-    g = place(facing=RIGHT, screen=3, hero=((x - 2) * game.STEP, y * game.STEP), creature=(x * game.STEP, y * game.STEP), alive=1)
+    x, y = game.Game().home[3] * game.STEP
+    g = place(facing=RIGHT, screen=3, hero=(x - game.TILE, y), creature=(x, y), alive=1)
     with_creature = g.render()
     frame = g.step(SWORD)
     assert g.state()['alive'][0] == 0 and g.moved[0]
@@ -121,9 +117,10 @@ def test_the_sword_removes_the_creature_until_the_screen_is_entered_again():
 
 def test_most_change_is_the_actions_doing():
     r = game.record(3000)
-    t = np.flatnonzero(np.diff(np.searchsorted(r['episode_starts'], np.arange(3000), 'right')) == 0)
+    episode = np.searchsorted(r['episode_starts'], np.arange(3000), 'right')
+    t = np.flatnonzero(np.diff(episode) == 0)
     changed = (r['frames'][t] != r['frames'][t + 1]).any((1, 2, 3))
-    assert 0.8 < r['truth']['moved'][t][changed].mean() < 1     # the rest is the creature's
+    assert 0.8 < r['truth']['moved'][t][changed].mean() < 1  # the rest is the creature's
 
 
 def test_the_player_holds_his_actions():
@@ -132,7 +129,7 @@ def test_the_player_holds_his_actions():
     runs = np.diff(np.flatnonzero(np.r_[True, a[1:] != a[:-1], True]))
     assert 2 <= np.median(runs) <= 8 and (a[1:] == a[:-1]).mean() > 0.6
     walking = (a >= UP) & (a <= RIGHT)
-    assert r['truth']['moved'][walking].mean() > 0.85          # and turns when it stops working
+    assert r['truth']['moved'][walking].mean() > 0.85  # and turns when it stops working
 
 
 def test_a_wrong_action_is_refused():

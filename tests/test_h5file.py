@@ -1,0 +1,260 @@
+"""HDF5 files: what is read is right, what is wrong is refused in words."""
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from samples import RNG, noise, write
+
+import data
+from files import DiskError
+
+
+def test_a_file_with_only_frames_is_valid(tmp_path):
+    """As tinyworlds writes it: create_dataset('frames', data=frames, compression='lzf'), frames cut
+    into many chunks."""
+    frames = noise(1000, 32, 32)
+    path = write(tmp_path / 'zelda_frames.h5', frames, 'lzf')
+    with h5py.File(path) as f:
+        assert f['frames'].chunks[1:] != (32, 32, 3), 'the awkward case is meant'
+    ds = data.load(path, patch_size=4)
+    assert np.array_equal(ds.frames, frames) and isinstance(ds.frames, np.memmap)
+    assert ds.actions is None and ds.episode_starts.tolist() == [0]
+    assert ds.truth == {} and ds.fps is None
+
+
+def test_everything_optional_is_read(tmp_path):
+    path = write(tmp_path / 'a.h5', noise(), actions=np.arange(40, dtype=np.uint8) % 3,
+                 episode_starts=np.array([0, 7]))
+    with h5py.File(path, 'a') as f:
+        f.attrs.update(fps=15, source='play.mp4', action_names=['a', 'b', 'c'])
+        f['truth/hero'] = np.arange(80).reshape(40, 2)
+    ds = data.load(path)
+    assert ds.actions.dtype == np.int64 and ds.actions[:4].tolist() == [0, 1, 2, 0]
+    assert (ds.fps, ds.source, ds.action_names) == (15.0, 'play.mp4', ['a', 'b', 'c'])
+    assert ds.episode_starts.tolist() == [0, 7] and ds.truth['hero'][3].tolist() == [6, 7]
+    floats = write(tmp_path / 'b.h5', noise(), actions=np.zeros((40, 2)))
+    assert data.load(floats).actions.dtype == np.float32
+
+
+def test_data_id_is_of_the_content(tmp_path):
+    frames, actions = noise(300), np.arange(300) % 4
+
+    def data_id(name, frames, compression=None, **more):
+        return data.load(write(tmp_path / name, frames, compression, **more)).data_id
+
+    first = data_id('a.h5', frames, 'lzf', actions=actions)
+    assert len(first) == 16
+    assert data_id('b.h5', frames, 'gzip', actions=actions.astype(np.int32)) == first
+    assert data_id('c.h5', frames, actions=(actions + 1) % 4) != first
+    assert data_id('d.h5', frames, actions=actions, episode_starts=np.array([0, 9])) != first
+    assert data_id('e.h5', frames[:299], actions=actions[:299]) != first
+    frames[0, 0, 0, 0] ^= 1
+    assert data_id('f.h5', frames, actions=actions) != first
+
+
+def test_decoded_file_is_kept_until_the_h5_changes(tmp_path):
+    frames = noise(300)
+    path = write(tmp_path / 'a.h5', frames, 'gzip')
+    data.load(path)
+    npy, = tmp_path.glob('*.npy')
+    before = npy.stat()
+    data.load(path, master=False)
+    assert npy.stat().st_ino == before.st_ino, 'decoded again'
+    frames[1] = 255 - frames[1]  # not one of the 64 frames that data_id looks at
+    write(path, frames, 'gzip')
+    os.utime(path, ns=(10 ** 18, 10 ** 18))  # an older date than the decoded file's
+    assert np.array_equal(data.load(path).frames, frames), 'the pictures of the old file'
+    write(path, frames[::-1], 'gzip')
+    ds = data.load(path)
+    assert np.array_equal(ds.frames, frames[::-1])
+    left = [x.name for x in tmp_path.glob('*.npy')]
+    assert left == [f'a.{ds.data_id}.npy'], 'the older decoding should be gone'
+    assert not list(tmp_path.glob('*.tmp*'))
+
+
+def test_a_damaged_decoded_file_is_made_again(tmp_path):
+    frames = noise()
+    path = write(tmp_path / 'a.h5', frames)
+    data.load(path)
+    npy, = tmp_path.glob('*.npy')
+    npy.write_bytes(npy.read_bytes()[:5000])
+    os.utime(npy, ns=(os.stat(path).st_mtime_ns,) * 2)
+    assert np.array_equal(data.load(path).frames, frames)
+
+
+def test_too_little_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: type('usage', (), dict(free=1000)))
+    with pytest.raises(DiskError, match='GB free'):
+        data.load(write(tmp_path / 'a.h5', noise()))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# -----------------------------------------------------------------------------
+# refusing: (how to make the file, words that must be said)
+
+
+def raw(content, *words):
+    return lambda path: path.write_bytes(content), words
+
+
+def built(make, *words):
+    """make: a function of the open file."""
+    def build(path):
+        with h5py.File(path, 'w') as f:
+            make(f)
+    return build, words
+
+
+def only(x, *words):
+    """Nothing but x, as frames."""
+    return built(lambda f: f.create_dataset('frames', data=x), *words)
+
+
+def beside(more, *words):
+    """Good frames, and `more` beside them; 'attr_NAME' is an attribute."""
+    def make(f):
+        f['frames'] = noise()
+        for key, value in more.items():
+            if key.startswith('attr_'):
+                f.attrs[key[5:]] = value
+            else:
+                f[key] = value
+    return built(make, *words)
+
+
+def truncated(path):
+    write(path, noise(100))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def damaged(path):
+    with h5py.File(path, 'w') as f:
+        d = f.create_dataset('frames', data=noise(1600, 8, 8), chunks=(16, 8, 8, 3),
+                             fletcher32=True)
+        where = d.id.get_chunk_info(33).byte_offset  # frames 528..543
+    content = bytearray(path.read_bytes())
+    content[where + 7] ^= 1
+    path.write_bytes(content)
+
+
+def images(f):
+    f['images'] = noise()
+
+
+def group(f):
+    f['frames/0'] = noise()
+
+
+def unwritten(f):
+    d = f.create_dataset('frames', (300, 16, 16, 3), np.uint8, chunks=(1, 16, 16, 3))
+    d[:150] = noise(150)
+
+
+def unwritten_plain(f):
+    f.create_dataset('frames', (40, 16, 16, 3), np.uint8)
+
+
+def absurd(f):
+    f.create_dataset('frames', (2 ** 26, 240, 256, 3), np.uint8, chunks=(1, 240, 256, 3))
+
+
+def external(f):
+    secret = Path(f.filename).with_name('secret')
+    secret.write_bytes(bytes(40 * 768))
+    f.create_dataset('frames', (40, 16, 16, 3), np.uint8, external=[(str(secret), 0, 40 * 768)])
+
+
+def virtual(f):
+    layout = h5py.VirtualLayout((40, 16, 16, 3), np.uint8)
+    layout[:] = h5py.VirtualSource('other.h5', 'frames', (40, 16, 16, 3))
+    f.create_virtual_dataset('frames', layout)
+
+
+def external_link(f):
+    other = write(Path(f.filename).with_name('other.h5'), noise())
+    f['frames'] = h5py.ExternalLink(other, 'frames')
+
+
+def soft_link(f):
+    f['x'] = noise()
+    f['frames'] = h5py.SoftLink('/x')
+
+
+def scaleoffset(f):
+    f.create_dataset('frames', data=noise(), scaleoffset=0)
+
+
+BLACK = np.zeros((400, 16, 16, 3), np.uint8)
+STILL = np.concatenate([noise(100), np.repeat(noise(1), 120, 0)])
+GREY = noise()[..., :1]
+WRONG = dict(
+    missing=(lambda path: None, ['no such file', 'data.py game']),
+    directory=(lambda path: path.mkdir(), ['a directory']),
+    empty=raw(b'', '0 bytes'),
+    text=raw(b'hello\n' * 99, 'a text file'),
+    mp4=raw(b'\0\0\0\x20ftypisom' + bytes(999), 'mp4', 'data.py video'),
+    webm=raw(b'\x1aE\xdf\xa3' + bytes(999), 'webm', 'data.py video'),
+    gif=raw(b'GIF89a' + bytes(999), 'gif', 'data.py video'),
+    png=raw(b'\x89PNG\r\n' + bytes(999), 'png'),
+    zeros=raw(bytes(9999), 'binary'),
+    truncated=(truncated, ['truncated', '5000 bytes']),
+    damaged=(damaged, ['damaged data in frames 5']),
+    no_frames=built(images, 'no "frames"', 'images (40, 16, 16, 3)'),
+    group=built(group, 'is a group', '0 (40, 16, 16, 3)'),
+    floats=only(RNG.random((40, 16, 16, 3)).astype('f4'), 'float32', '* 255'),
+    int64=only(noise().astype(int), 'int64', 'astype'),
+    strings=only([b'a', b'b'], 'object'),
+    channels_first=only(noise().transpose(0, 3, 1, 2), '(40, 3, 16, 16)', 'transpose(0, 2, 3, 1)'),
+    grey=only(noise()[..., 0], '(40, 16, 16)', 'np.repeat'),
+    grey1=only(GREY, '(40, 16, 16, 1)', 'np.repeat'),
+    rgba=only(np.repeat(GREY, 4, -1), '(40, 16, 16, 4)', 'frames[..., :3]'),
+    clips=only(noise().reshape(10, 4, 16, 16, 3), '(10, 4, 16, 16, 3)', 'long'),
+    one_frame=only(noise(1), '(1, 16, 16, 3)', 'at least 2'),
+    no_frame=only(noise(0), '(0, 16, 16, 3)', 'at least 2'),
+    unwritten=built(unwritten, '150 chunks', 'never written'),
+    unwritten_plain=built(unwritten_plain, 'never written'),
+    absurd=built(absurd, 'declares 12,369,505,812,480 bytes'),
+    external=built(external, 'external'),
+    virtual=built(virtual, 'virtual'),
+    external_link=built(external_link, 'link'),
+    soft_link=built(soft_link, 'link'),
+    other_filter=built(scaleoffset, 'filter 6', 'gzip'),
+    black=only(BLACK, '256 of 256', 'same picture'),
+    still=only(STILL, '120 of 220', 'same picture'),
+    patches=only(noise(40, 60, 36), '36 wide and 60 high', 'patch_size=8', '32 or 40 wide',
+                 '56 or 64 high', '[2, 3, 4, 6, 12]'),
+    actions_length=beside(dict(actions=np.zeros(39, int)), 'actions int64 (39,)', 'int (40,)'),
+    actions_type=beside(dict(actions=np.zeros(40)), 'actions float64 (40,)'),
+    actions_negative=beside(dict(actions=np.full(40, -1)), 'negative'),
+    actions_nan=beside(dict(actions=np.full((40, 2), np.nan)), 'not finite'),
+    actions_link=beside(dict(actions=h5py.SoftLink('/frames')), '"actions" is a link'),
+    starts_first=beside(dict(episode_starts=np.array([3, 9])), 'episode_starts [3, 9]', 'first 0'),
+    starts_order=beside(dict(episode_starts=np.array([0, 9, 5])), 'increasing'),
+    starts_range=beside(dict(episode_starts=np.array([0, 40])), 'below 40'),
+    starts_none=beside(dict(episode_starts=np.zeros(0, int)), 'episode_starts int64 (0,)'),
+    names=beside(dict(actions=np.arange(40), attr_action_names=['a']), '1 action_names', '40'),
+    fps=beside(dict(attr_fps=-1.0), 'fps = ', 'positive'),
+    truth_length=beside({'truth/x': np.zeros(3)}, 'truth/x of shape (3,)', '(40,...)'),
+    truth_link=beside(dict(truth=h5py.ExternalLink('other.h5', '/')), '"truth"'),
+)
+
+
+@pytest.mark.row(36)
+@pytest.mark.parametrize('case', WRONG)
+def test_refused(case, tmp_path):
+    build, words = WRONG[case]
+    path = tmp_path / 'wrong.h5'
+    build(path)
+    with pytest.raises(data.DataError) as e:
+        data.load(path, patch_size=8)
+    said = str(e.value)
+    assert type(e.value) is data.DataError and e.value.exit_code == 3
+    assert said.startswith(f'{path}: found ') and said.count('\n') == 2
+    assert '\n  expected ' in said and '\n  cure: ' in said
+    said = said.replace(str(path), '')  # whose name holds the case's
+    for word in words:
+        assert word in said, said
+    assert not list(tmp_path.glob('*.npy')) and not list(tmp_path.glob('*.tmp*'))

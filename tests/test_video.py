@@ -1,0 +1,215 @@
+"""Videos: what is imported is what was shown, cut where it was cut, with the labels it had."""
+import os
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from samples import encode, noise, numbered, shown
+
+import data
+import pictures
+from recordings.video import drop_stills, find_cuts, import_video, resize_by_area
+
+
+def starts(path):
+    with h5py.File(path) as f:
+        return f['episode_starts'][:].tolist()
+
+
+# -----------------------------------------------------------------------------
+# time
+
+
+def test_import_at_half_the_rate(tmp_path):
+    video, h5 = encode(tmp_path / 'a.mp4', numbered(40), 30), str(tmp_path / 'sub' / 'a.h5')
+    import_video(video, h5, 16, 16, fps=15)
+    assert shown(h5) == [i % 30 for i in range(0, 40, 2)]
+    ds = data.load(h5)
+    assert ds.fps == 15 and ds.source == 'a.mp4' and ds.actions is None
+    assert np.array_equal(ds.frames, numbered(40)[::2]), 'the same size must be the same pixels'
+    import_video(video, h5, 16, 16)  # the video's own rate
+    assert shown(h5) == [i % 30 for i in range(40)] and data.load(h5).fps == 30
+    import_video(video, h5, 16, 16, fps=20, compression='lzf')
+    assert shown(h5) == [int(k * 1.5 + 1e-6) % 30 for k in range(27)]
+    with h5py.File(h5) as f:
+        assert f['frames'].compression == 'lzf' and f['frames'].fletcher32
+        assert f['frames'].chunks[1:] == (16, 16, 3)
+
+
+@pytest.mark.parametrize('container, ticks', [('mp4', 15360), ('mkv', 1000)])
+def test_import_of_a_variable_frame_rate(tmp_path, container, ticks):
+    at = np.array([0, 1, 2, 3, 7, 8, 12, 13, 14, 15, 16, 17, 20]) / 60  # seconds
+    times = np.round(at * ticks).astype(int).tolist()
+    video = encode(tmp_path / f'a.{container}', numbered(13), 60, times, Fraction(1, ticks))
+    h5 = str(tmp_path / 'a.h5')
+    import_video(video, h5, 16, 16, fps=15)
+    wanted = [int(np.flatnonzero(at <= k / 15 + 1e-6)[-1]) for k in range(6)]
+    assert shown(h5)[:6] == wanted == [0, 3, 5, 6, 10, 12]
+
+
+def test_import_of_a_gif(tmp_path):
+    pictures.save_gif(tmp_path / 'a.gif', numbered(12), fps=10)
+    import_video(str(tmp_path / 'a.gif'), str(tmp_path / 'a.h5'), 16, 16)
+    got = data.load(tmp_path / 'a.h5')
+    assert got.fps == pytest.approx(10)
+    assert abs(got.frames.astype(int) - numbered(12)).max() <= 2
+
+
+def test_a_broken_video_is_refused(tmp_path):
+    video = Path(encode(tmp_path / 'a.mkv', scene(1, 90), 15))
+    content = video.read_bytes()
+    video.write_bytes(content[:300])
+    with pytest.raises(data.DataError) as e:
+        import_video(str(video), str(tmp_path / 'a.h5'))
+    assert str(e.value).count('\n') == 2 and not (tmp_path / 'a.h5').exists()
+    with pytest.raises(data.DataError, match='cannot open'):
+        import_video(str(tmp_path / 'none.mp4'), str(tmp_path / 'a.h5'))
+
+
+# -----------------------------------------------------------------------------
+# size
+
+
+def exact(picture, box, w, h):
+    """Area average by brute force: each pixel of the result from a fine grid of samples."""
+    x0, y0, x1, y1 = box
+    fine = 60  # divides all the ratios below into whole samples, so this is exact
+    xs = (x0 + (np.arange(w * fine) + 0.5) / fine * (x1 - x0) / w).astype(int)
+    ys = (y0 + (np.arange(h * fine) + 0.5) / fine * (y1 - y0) / h).astype(int)
+    return picture[ys][:, xs].reshape(h, fine, w, fine, 3).mean((1, 3))
+
+
+def test_crop_pad_and_area_averaging():
+    picture = noise(1, 60, 96)[0]
+    halved = np.floor(picture.reshape(30, 2, 48, 2, 3).mean((1, 3)) + 0.5)
+    assert np.array_equal(resize_by_area(picture, 48, 30, False), halved)
+    assert np.array_equal(resize_by_area(picture, 96, 60, False), picture)
+
+    square = resize_by_area(picture, 16, 16, False)
+    wanted = exact(picture, (18, 0, 78, 60), 16, 16)
+    assert np.abs(square - wanted).max() < 0.51, 'crops left and right'
+    flat = resize_by_area(picture, 32, 16, False)
+    wanted = exact(picture, (0, 6, 96, 54), 32, 16)
+    assert np.abs(flat - wanted).max() < 0.51, 'crops top and bottom'
+
+    padded = resize_by_area(picture, 32, 32, True)
+    assert padded[:6].max() == 0 and padded[26:].max() == 0
+    assert np.abs(padded[6:26] - exact(picture, (0, 0, 96, 60), 32, 20)).max() < 0.51
+
+    # shown 192 x 60, it fills 96 x 30
+    wide = resize_by_area(picture, 96, 30, True, pixel_aspect=2.0)
+    assert wide.min(2).max(1).min() > 0
+    assert np.array_equal(wide, np.floor(picture.reshape(30, 2, 96, 3).mean(1) + 0.5))
+
+    doubled = picture[:8, :8].repeat(2, 0).repeat(2, 1)
+    assert np.array_equal(resize_by_area(picture[:8, :8], 16, 16, False), doubled)
+
+
+# -----------------------------------------------------------------------------
+# cuts and stills
+
+
+def scene(seed, n, h=32, w=32):
+    """Tiles of a few colours, scrolling one pixel a frame: all pixels change, the colours stay."""
+    rng = np.random.default_rng(seed)
+    tiles = rng.choice([30, 90, 160, 230], (16, 40, 3), p=rng.dirichlet(np.ones(4)))
+    world = tiles.astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    return np.stack([world[:h, i:i + w] for i in range(n)])
+
+
+def test_cuts_are_found_and_scrolling_is_none(tmp_path):
+    frames = np.concatenate([scene(1, 60), scene(2, 50), scene(3, 70)])
+    video = encode(tmp_path / 'a.mp4', frames, 15)
+    import_video(video, str(tmp_path / 'a.h5'), 32, 32)
+    assert starts(tmp_path / 'a.h5') == [0, 60, 110]
+    import_video(video, str(tmp_path / 'a.h5'), 16, 16)
+    assert starts(tmp_path / 'a.h5') == [0, 60, 110]
+
+
+@pytest.mark.parametrize('change, shift, cuts', [(36, 0.14, [30]), (29, 0.06, []), (2, 0.9, [])])
+def test_cut_or_not_by_measured_values(change, shift, cuts):
+    """The weakest true cut and the strongest change that is none of a real scrolling recording,
+    amid its usual level."""
+    changes, shifts = np.full(60, 15.0), np.full(60, 0.017)
+    changes[30], shifts[30] = change, shift
+    assert np.flatnonzero(find_cuts(changes, shifts)).tolist() == cuts
+
+
+def test_blank_and_still_stretches(tmp_path):
+    play = scene(1, 90)
+    still = np.repeat(play[59:60], 40, 0)  # 40 frames at 15 fps: longer than 2 s
+    short = np.repeat(play[29:30], 20, 0)
+    black = np.zeros((35, 32, 32, 3), np.uint8)
+    before = [play[:30], short, play[30:60]]
+    after = [play[:20], black[:5], play[20:40]]
+    frames = np.concatenate([*before, still, play[60:], black, *after])
+    tally = import_video(encode(tmp_path / 'a.mp4', frames, 15), str(tmp_path / 'a.h5'), 32, 32)
+    assert tally == dict(source=len(frames), still=40, blank=35)
+    kept = np.concatenate([*before, play[60:], *after])
+    with h5py.File(tmp_path / 'a.h5') as f:
+        assert np.array_equal(f['frames'], kept)
+    found = set(starts(tmp_path / 'a.h5')) - {130}
+    assert found == {0, 80, 110, 135}, 'after still, after black, after a short black'
+
+
+def test_an_episode_starts_after_black_even_if_it_fades_in():
+    play, black = scene(1, 4), np.zeros((1, 32, 32, 3), np.uint8)
+    frames = np.concatenate([play, black, (play * 0.2).astype(np.uint8), play])
+    got = list(drop_stills(enumerate(frames), 30, Counter()))
+    assert [i for i, _, _ in got] == list(range(13)) and [i for i, _, cut in got if cut] == [5]
+
+
+# -----------------------------------------------------------------------------
+# labels
+
+
+def test_labels_follow_the_frames(tmp_path):
+    video, h5 = encode(tmp_path / 'a.mp4', numbered(60), 30), str(tmp_path / 'a.h5')
+    labels = str(tmp_path / 'l.npz')
+    np.savez(labels, actions=np.arange(60, dtype=np.uint8), episode_starts=[0, 21, 58],
+             action_names=[f'a{i}' for i in range(60)])
+    import_video(video, h5, 16, 16, fps=15, labels=labels)
+    ds = data.load(h5)
+    assert ds.actions.tolist() == list(range(0, 60, 2)) and ds.action_names[7] == 'a7'
+    first_shown = 'an episode starts at the first frame shown from 21 on'
+    assert ds.episode_starts.tolist() == [0, 11, 29], first_shown
+
+
+def test_labels_of_still_frames_go_with_them_unless_episodes_are_given(tmp_path):
+    h5, labels = str(tmp_path / 'a.h5'), str(tmp_path / 'l.npz')
+    frames = np.concatenate([scene(1, 30), np.repeat(scene(1, 30)[29:], 50, 0), scene(2, 30)])
+    video = encode(tmp_path / 'b.mp4', frames, 15)
+    np.savez(labels, actions=np.arange(len(frames)))
+    import_video(video, h5, 32, 32, labels=labels)
+    assert data.load(h5).actions.tolist() == [*range(30), *range(80, 110)]
+    assert starts(h5) == [0, 30]
+    np.savez(labels, actions=np.arange(len(frames)), episode_starts=[0])
+    assert import_video(video, h5, 32, 32, labels=labels) == dict(source=110)
+    assert starts(h5) == [0] and len(shown(h5)) == 110
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ('pickle_ran',)
+
+
+@pytest.mark.parametrize('labels, words', [
+    (dict(actions=np.zeros(39, int)), ['39 actions', '40, one per frame']),
+    (dict(actions=np.zeros(41, int)), ['41 actions']),
+    (dict(buttons=np.zeros(40, int)), ['no "actions"']),
+    (dict(actions=np.zeros((40, 2), int)), ['actions int64 (40, 2)']),
+    (dict(actions=np.zeros(40, int), episode_starts=[0, 40]), ['episode_starts', 'below 40']),
+    (dict(actions=np.array([Evil()] * 40)), ['cannot be read'])])
+def test_wrong_labels_leave_no_file(tmp_path, monkeypatch, labels, words):
+    monkeypatch.chdir(tmp_path)
+    video = encode('a.mp4', numbered(40))
+    np.savez('l.npz', **labels)
+    with pytest.raises(data.DataError) as e:
+        import_video(video, 'a.h5', 16, 16, labels='l.npz')
+    said = str(e.value)
+    assert all(word in said for word in words), said
+    assert said.startswith('l.npz: ') and said.count('\n') <= 2, said
+    assert sorted(os.listdir()) == ['a.mp4', 'l.npz']
