@@ -1,21 +1,29 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
-# make test    a fresh machine -> .venv, the whole test suite
+# make test    a fresh machine -> .venv, the whole test suite (under 10 minutes on two cores)
+# make check   the tests that start no process (under a minute), for edit and rerun
 # make bench   how fast the stages and sampling are, for $(CONFIG) and for the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
+# make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3
 BIN = .venv/bin
 CONFIG = config/tiny.py
 OUT = out/tiny
 
 .DEFAULT_GOAL = all
-.PHONY: all test faults bench clean
+.PHONY: all say_how_long test check faults bench gif clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
-all: $(OUT)/dynamics/best.pt
+all: say_how_long $(OUT)/dynamics/best.pt
 	$(BIN)/python sample.py $(CONFIG)
 	$(BIN)/python eval.py $(CONFIG)
 	@echo "pictures: $(OUT)/samples/strip.png $(OUT)/samples/rollout.gif    card: $(OUT)/eval.md"
+	@echo "play it:  $(BIN)/python play.py $(CONFIG)"
+
+say_how_long:
+	@echo "make: about 13 minutes on two CPU cores, after the installation, if nothing else runs;"
+	@echo "a stage that is trained already is not trained again. It leaves .venv (1.4 GB), data/tiny.*"
+	@echo "(0.3 GB) and $(OUT) (0.2 GB), and nothing elsewhere; rm -rf takes them away."
 
 $(OUT)/dynamics/best.pt: $(OUT)/tokenizer/best.pt $(OUT)/latent_actions/best.pt
 	$(BIN)/python dynamics.py $(CONFIG)
@@ -30,12 +38,16 @@ data/tiny.h5: | .venv/installed
 	$(BIN)/python data.py game $@
 
 .venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv || (echo "no venv module: apt-get install python3-venv, or set PYTHON=" && exit 1)
+	$(PYTHON) -m venv .venv || \
+		(echo "no venv module: apt-get install python3-venv, or set PYTHON=" && exit 1)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+check: .venv/installed
+	$(BIN)/python -m pytest -q tests -m "not slow"
 
 faults: .venv/installed
 	$(BIN)/python -m pytest -q tests --faults_only --kills=20 --faults_json=faults.json
@@ -43,6 +55,10 @@ faults: .venv/installed
 bench: data/tiny.h5
 	$(BIN)/python bench.py $(CONFIG)
 	$(BIN)/python bench.py config/failed_run.py
+
+gif: $(OUT)/dynamics/best.pt
+	$(BIN)/python sample.py $(CONFIG) --n_samples=3 --n_frames=45
+	cp $(OUT)/samples/rollout.gif dream.gif
 
 clean:
 	rm -rf out data/tiny.*

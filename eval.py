@@ -1,15 +1,18 @@
 """
-How good is the world? Numbers on held-out windows, each with its baseline and a 95% bootstrap interval.
+How good is the world? Numbers on held-out windows, each with its baseline and a 95% interval.
 
     python eval.py config/tiny.py
 
-Reads the best.pt of the three stages; writes out_dir/eval.json, the card out_dir/eval.md and out_dir/samples/atlas.png and
-.gif: the same start under every action. Prints the card.
+Reads the best.pt of the three stages; writes out_dir/eval.json and the card out_dir/eval.md, and in
+out_dir/samples psnr.png (PSNR over the frames ahead), atlas.png and atlas.gif (the same start under
+every action). Prints the card. Errors that carry an exit_code end the run in their own words:
+2 config, 3 data, 4 checkpoint, 7 disk.
 
-PSNR is that of the mean squared error over all windows (a mean of dB would be infinite for a frame that stands still).
-`floor`: repeat the last context frame. `ceiling`: the true frame through the tokenizer, the best that tokens allow.
-`delta_psnr`: PSNR with the actions inferred from the true frames minus PSNR with random ones (Genie, arXiv:2402.15391,
-section 3). FVD is left out: it needs a feature network that cannot be had offline.
+PSNR is that of the mean squared error over all windows: a mean of dB would be infinite for a frame
+that stands still. `floor` repeats the last context frame. `ceiling` is the true frame through the
+tokenizer, the best that tokens allow. `delta_psnr` is the PSNR with the actions inferred from the
+true frames minus the PSNR with random ones (Genie, arXiv:2402.15391, section 3). FVD is left out:
+it needs a feature network that cannot be had offline.
 """
 import json
 import math
@@ -26,51 +29,69 @@ import data
 import files
 import pictures
 from recordings import game
-from training import checkpoint
-from world import load_world, taken_actions
+from world import load_world, synchronize, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
 
-dataset = 'data/tiny.h5'          # its held-out part
+dataset = 'data/tiny.h5'  # its held-out part
 out_dir = 'out/tiny'
-n_windows = 128                   # held-out windows for the rollouts, evenly spread
-n_frames = 16                     # frames imagined in each
-hold = 4                          # frames for which an action is held, to see whether the hero obeys
+n_windows = 128  # held-out windows for the rollouts, evenly spread
+n_frames = 16  # frames imagined in each
+hold = 4  # frames for which an action is held, to see whether the hero obeys
 maskgit_steps = 8
-temperature = 0.5                 # 0 = the most likely token
+temperature = 0.5  # 0 = the most likely token
 seed = 0
-device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
-dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
+device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
+dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
-wait = torch.cuda.synchronize if device.startswith('cuda') else torch.mps.synchronize if device == 'mps' else lambda: None
-batch = 16                        # windows at a time
+batch = 16  # windows at a time
 atlas_starts, atlas_frames = 4, 8
 
 # -----------------------------------------------------------------------------
 # the world and the held-out windows
 
-try:
-    tokenizer, labeller, dynamics, about, recording = load_world(out_dir, dataset, device)
-    frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
-    n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
-    length = context + n_frames
-    starts = data.windows(recording, 'val', length, frame_stride)
-    transitions = data.windows(recording, 'val', 2, frame_stride)
-except (checkpoint.CheckpointError, data.DataError) as e:
-    configurator.stop(e.exit_code, e)
-names = about.get('action_names') or [''] * n_actions           # what each action is called, where the dataset has labels
+tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
+frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
+n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
+names = about.get('action_names') or [''] * n_actions  # '' for an action without a name
+length = context + n_frames
+starts = data.windows(recording, 'val', length, frame_stride)
+transitions = data.windows(recording, 'val', 2, frame_stride)
 starts = starts[np.unique(np.linspace(0, len(starts) - 1, n_windows).astype(int))]
 generator = torch.Generator(device).manual_seed(seed)
-rng = np.random.default_rng([seed, 3])
-report, ci = {}, {}
+
+
+def true_clips(picks, length):
+    """Held-out frames (B,T,C,H,W) from frames `picks` on, and the actions (B,T-1) taken in them."""
+    clip = data.clips(recording.frames, picks, length, frame_stride, device)
+    return clip, taken_actions(action_source, action_model, clip, recording, picks)
 
 
 def imagine(tokens, actions):
     """Frames (B,T,C,H,W) of a context's tokens (B,K,N) continued under actions (B,T-1)."""
-    return tokenizer.decode(dynamics.generate(tokens, actions, maskgit_steps, temperature, generator))
+    tokens = dynamics.generate(tokens, actions, maskgit_steps, temperature, generator)
+    return tokenizer.decode(tokens)
+
+
+def imagine_held(picks, code, n):
+    """The last true frame and n imagined ones under action `code`, uint8 (B,1+n,H,W,3)."""
+    with torch.no_grad(), ctx:
+        clip, taken = true_clips(picks, context + 1)
+        held = torch.full((len(picks), n), code, device=device)
+        actions = torch.cat([taken[:, :context - 1], held], 1)
+        dream = imagine(tokenizer.encode(clip[:, :context]), actions)
+        return pictures.to_uint8(dream[:, context - 1:])
+
+
+# -----------------------------------------------------------------------------
+# figures and their intervals
+
+report = {}
+measured = {}  # key of a figure in the report -> it, and the two ends of its interval
+rng = np.random.default_rng([seed, 3])
 
 
 def psnr(error):
@@ -79,31 +100,44 @@ def psnr(error):
 
 
 def ssim(a, b):
-    """Structural similarity (Wang et al. 2004, eq. 13) of (...,C,H,W) in [-1,1]: mean over H, W and C of Gaussian windows
-    of 11 pixels, sigma 1.5, those that lie inside the frame -> (...)."""
-    a, b = (x.flatten(0, -4).float() for x in torch.broadcast_tensors(a, b))
+    """Structural similarity (Wang et al. 2004, eq. 13) of (...,C,H,W) in [-1,1] -> (...): the mean
+    over C and all Gaussian windows of 11 pixels, sigma 1.5, that lie inside the frame."""
+    a, b = torch.broadcast_tensors(a, b)
+    a, b = a.flatten(0, -4).float(), b.flatten(0, -4).float()
     C = a.size(1)
-    g = torch.exp(-(torch.arange(11, device=a.device) - 5.0) ** 2 / (2 * 1.5 ** 2))
-    g = (g / g.sum()).expand(C, 1, 11)
-    blur = lambda x: F.conv2d(F.conv2d(x, g[..., None], groups=C), g[:, :, None], groups=C)
-    with torch.autocast(a.device.type, enabled=False):                               # small differences of large numbers
-        ma, mb = blur(a), blur(b)
-        va, vb, cov = blur(a * a) - ma ** 2, blur(b * b) - mb ** 2, blur(a * b) - ma * mb
+    window = torch.exp(-(torch.arange(11, device=a.device) - 5.0) ** 2 / (2 * 1.5 ** 2))
+    window = (window / window.sum()).expand(C, 1, 11)
+
+    def blur(x):
+        x = F.conv2d(x, window[..., None], groups=C)
+        return F.conv2d(x, window[:, :, None], groups=C)
+
+    # a variance is a small difference of large numbers: half precision has too few digits for it
+    with torch.autocast(a.device.type, enabled=False):
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b = blur(a * a) - mean_a ** 2, blur(b * b) - mean_b ** 2
+        cov = blur(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma ** 2 + mb ** 2 + c1) * (va + vb + c2))).mean((1, 2, 3))
+    above = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+    below = (mean_a ** 2 + mean_b ** 2 + c1) * (var_a + var_b + c2)
+    return (above / below).mean((1, 2, 3))
 
 
-def put(key, figure, *arrays):
-    """report[key] (dots make levels) = figure(*arrays), and its 95% bootstrap interval: arrays are resampled over their
-    first axis together."""
-    *path, last = key.split('.')
-    place = report
-    for k in path:
-        place = place.setdefault(k, {})
-    place[last] = float(figure(*arrays))
+def interval(figure, arrays, rng):
+    """The 95% bootstrap interval of figure(*arrays), which are resampled together by first axis."""
     n = len(arrays[0])
     drawn = [figure(*(a[i] for a in arrays)) for i in rng.integers(n, size=(500, n))]
-    ci[key] = [float(x) for x in np.percentile(drawn, [2.5, 97.5])]
+    return [float(x) for x in np.percentile(drawn, [2.5, 97.5])]
+
+
+def measure(key, figure, *arrays):
+    """Reports figure(*arrays) and its interval under the key, in which dots make levels."""
+    measured[key] = float(figure(*arrays)), *interval(figure, arrays, rng)
+    *path, last = key.split('.')
+    place = report
+    for name in path:
+        place = place.setdefault(name, {})
+    place[last] = measured[key][0]
 
 
 # -----------------------------------------------------------------------------
@@ -112,59 +146,75 @@ def put(key, figure, *arrays):
 train = np.concatenate([np.arange(a, b) for a, b in data.split(recording, length)['train']])
 mean_frame = recording.frames[train[:: max(1, len(train) // 512)]].astype(np.float32).mean(0)
 mean_frame = torch.from_numpy(mean_frame / 127.5 - 1).permute(2, 0, 1).to(device)
-names_of_guesses = ('world', 'random', 'floor', 'mean', 'ceiling')
-errors, likeness = {g: [] for g in names_of_guesses}, {g: [] for g in names_of_guesses}
+guessers = ('world', 'random', 'floor', 'mean', 'ceiling')
+errors, likeness = {name: [] for name in guessers}, {name: [] for name in guessers}
 changed_error, changed_count, losses = [], [], []
 used, seconds = torch.zeros(tokenizer.vocab_size, dtype=torch.int64), 0
 with torch.no_grad(), ctx:
     for i in range(0, len(starts), batch):
-        picks = starts[i:i + batch]
-        clip = data.clips(recording.frames, picks, length, frame_stride, device)
+        clip, taken = true_clips(starts[i:i + batch], length)
+        B = len(clip)
         tokens = tokenizer.encode(clip)
-        again = tokenizer.decode(tokens)
-        taken = taken_actions(action_source, labeller, clip, recording, picks)
-        others = taken.clone()
-        others[:, context - 1:] = torch.randint(n_actions, (len(picks), n_frames), generator=generator, device=device)
-        wait()
+        decoded = tokenizer.decode(tokens)
+        at_random = torch.randint(n_actions, (B, n_frames), generator=generator, device=device)
+        others = torch.cat([taken[:, :context - 1], at_random], 1)
+        synchronize(device)
         t0 = time.perf_counter()
         dream = imagine(tokens[:, :context], taken)
-        wait()
+        synchronize(device)
         seconds += time.perf_counter() - t0
-        future, last = clip[:, context:], clip[:, context - 1:context]
-        guesses = dict(world=dream[:, context:], random=imagine(tokens[:, :context], others)[:, context:], floor=last,
-                       mean=mean_frame, ceiling=again[:, context:])
+
+        future = clip[:, context:]
+        guesses = dict(world=dream[:, context:],
+                       random=imagine(tokens[:, :context], others)[:, context:],
+                       floor=clip[:, context - 1:context],
+                       mean=mean_frame,
+                       ceiling=decoded[:, context:])
         for name, guess in guesses.items():
-            errors[name].append((guess - future).square().mean((2, 3, 4)).float().cpu().numpy())
-            likeness[name].append(ssim(guess, future).view(len(picks), n_frames).cpu().numpy())
-        changed = (clip[:, 1:] != clip[:, :-1]).any(2)                                # (B,T-1,H,W)
-        changed_error.append(((again - clip)[:, 1:].square().mean(2) * changed).sum((1, 2, 3)).cpu().numpy())
+            error = (guess - future).square().mean((2, 3, 4))
+            errors[name].append(error.float().cpu().numpy())
+            likeness[name].append(ssim(guess, future).view(B, n_frames).cpu().numpy())
+
+        changed = (clip[:, 1:] != clip[:, :-1]).any(2)  # (B,T-1,H,W)
+        error = (decoded - clip)[:, 1:].square().mean(2) * changed
+        changed_error.append(error.sum((1, 2, 3)).cpu().numpy())
         changed_count.append(changed.sum((1, 2, 3)).cpu().numpy())
         used += torch.bincount(tokens.flatten().cpu(), minlength=tokenizer.vocab_size)
-        # the training loss with the actions of other windows, over that with their own; the same masks for both
+
+        # the training loss with their own actions, then with other windows', under equal masks
         pair = []
-        for a in (taken, taken.roll(1, 0)):
+        for actions in (taken, taken.roll(1, 0)):
             torch.manual_seed(seed)
-            pair.append(dynamics(tokens[:, :context + 1], a[:, :context])[0].item())
+            loss, _ = dynamics(tokens[:, :context + 1], actions[:, :context])
+            pair.append(loss.item())
         losses.append(pair)
-errors, likeness = ({g: np.concatenate(v) for g, v in x.items()} for x in (errors, likeness))
-put('tokenizer.psnr', psnr, errors['ceiling'])
-put('tokenizer.ssim', np.mean, likeness['ceiling'])
-put('tokenizer.psnr_changed', lambda e, n: psnr(e.sum() / max(1, n.sum())), np.concatenate(changed_error), np.concatenate(changed_count))
+errors = {name: np.concatenate(parts) for name, parts in errors.items()}
+likeness = {name: np.concatenate(parts) for name, parts in likeness.items()}
+changed_error, changed_count = np.concatenate(changed_error), np.concatenate(changed_count)
+
+measure('tokenizer.psnr', psnr, errors['ceiling'])
+measure('tokenizer.ssim', np.mean, likeness['ceiling'])
+measure('tokenizer.psnr_changed', lambda error, count: psnr(error.sum() / max(1, count.sum())),
+        changed_error, changed_count)
 p = used[used > 0] / used.sum()
-report['tokenizer'].update(code_usage=len(p) / tokenizer.vocab_size, perplexity=float(torch.exp(-(p * p.log()).sum())))
+report['tokenizer'].update(code_usage=len(p) / tokenizer.vocab_size,
+                           perplexity=float(torch.exp(-(p * p.log()).sum())))
 horizons = [t for t in (1, 2, 4, 8, 16) if t <= n_frames]
 for t in horizons:
     for name in ('world', 'floor', 'mean', 'ceiling'):
-        put(f'{name}.psnr.{t}', psnr, errors[name][:, t - 1])
-        put(f'{name}.ssim.{t}', np.mean, likeness[name][:, t - 1])
-    put(f'delta_psnr.{t}', lambda w, r: psnr(w) - psnr(r), errors['world'][:, t - 1], errors['random'][:, t - 1])
-put('shuffled_ratio', lambda x: x[:, 1].sum() / max(1e-9, x[:, 0].sum()), np.array(losses))
+        measure(f'{name}.psnr.{t}', psnr, errors[name][:, t - 1])
+        measure(f'{name}.ssim.{t}', np.mean, likeness[name][:, t - 1])
+    measure(f'delta_psnr.{t}', lambda own, random: psnr(own) - psnr(random),
+            errors['world'][:, t - 1], errors['random'][:, t - 1])
+measure('shuffled_ratio', lambda pairs: pairs[:, 1].sum() / max(1e-9, pairs[:, 0].sum()),
+        np.array(losses))
 
 # -----------------------------------------------------------------------------
-# do the latent actions mean what the player did? Labels are used here only
+# do the latent actions mean what the player did? This is all that labels are used for
 
 
 def confusion(codes, labels):
+    """How often each code goes with each label, (n_actions,n_labels)."""
     counts = np.zeros((n_actions, n_labels), int)
     np.add.at(counts, (codes, labels), 1)
     return counts
@@ -175,189 +225,248 @@ def nmi(codes, labels):
     p = confusion(codes, labels) / len(codes)
     pc, pl = p.sum(1, keepdims=True), p.sum(0, keepdims=True)
     entropy = -(pl[pl > 0] * np.log(pl[pl > 0])).sum()
-    return (p[p > 0] * np.log((p / (pc @ pl + 1e-30))[p > 0])).sum() / max(entropy, 1e-9)
+    information = (p[p > 0] * np.log((p / (pc @ pl + 1e-30))[p > 0])).sum()
+    return information / max(entropy, 1e-9)
 
 
 def best_pairs(counts):
-    """The largest sum of counts[code, label] when every code gets at most one label and every label at most one code, by
-    dynamic programming over the set of labels (or codes, whichever are fewer) that are taken."""
+    """The largest sum of counts[code, label] with at most one label a code and one code a label, by
+    dynamic programming over the set in use (a bit each) of labels, or codes if those are fewer."""
     counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
     if counts.shape[1] > counts.shape[0]:
         counts = counts.T
     best = {0: 0}
     for row in counts:
         after = dict(best)
-        for taken, total in best.items():
-            for j, c in enumerate(row):
-                if not taken >> j & 1:
-                    after[taken | 1 << j] = max(after.get(taken | 1 << j, 0), total + int(c))
+        for in_use, total in best.items():
+            for j, count in enumerate(row):
+                if not in_use >> j & 1:
+                    more = in_use | 1 << j
+                    after[more] = max(after.get(more, 0), total + int(count))
         best = after
     return max(best.values())
 
 
 def align(key, codes, labels):
+    """Four figures on how well codes (n,) tell labels (n,), at key: nmi, accuracy ..."""
     order = np.random.default_rng([seed, 4]).permutation(len(codes))
-    codes, labels, half, few = codes[order], labels[order], len(codes) // 2, min(200, len(codes) // 2)
-    put(f'{key}.nmi', nmi, codes, labels)
-    for name, n in (('accuracy', half), ('from_200', few)):                           # the majority map of the first n
+    codes, labels = codes[order], labels[order]
+    half = len(codes) // 2
+    measure(f'{key}.nmi', nmi, codes, labels)
+    # the first n transitions vote on what each code means, the others tell whether that is right
+    for name, n in (('accuracy', half), ('from_200', min(200, half))):
         votes = confusion(codes[:n], labels[:n]).argmax(1)
-        put(f'{key}.{name}', np.mean, votes[codes[n:]] == labels[n:])
-    put(f'{key}.one_to_one', lambda c, l: best_pairs(confusion(c, l)) / len(c), codes, labels)
+        measure(f'{key}.{name}', np.mean, votes[codes[n:]] == labels[n:])
+    measure(f'{key}.one_to_one', lambda c, l: best_pairs(confusion(c, l)) / len(c), codes, labels)
 
 
-if action_source == 'latent' and recording.actions is not None and recording.actions.ndim == 1 and frame_stride == 1:
-    codes, changed = [], []
+has_labels = recording.actions is not None and recording.actions.ndim == 1
+if action_source == 'latent' and has_labels and frame_stride == 1:
+    codes, changed = [], []  # changed: share of the pixels
     with torch.no_grad(), ctx:
         for i in range(0, len(transitions), 64):
-            clip = data.clips(recording.frames, transitions[i:i + 64], 2, 1, device)
-            codes.append(labeller.encode(clip)[:, 0].cpu().numpy())
-            changed.append(((clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1).float().mean((1, 2)).cpu().numpy())    # share of the pixels
-    codes, labels, changed = np.concatenate(codes), recording.actions[transitions], np.concatenate(changed)
-    moved = changed > 0.002       # where nobody says so, more than a few pixels do: a lossy video never stands still
-    if 'moved' in recording.truth:
-        moved = recording.truth['moved'][transitions].astype(bool)
+            clip, taken = true_clips(transitions[i:i + 64], 2)
+            codes.append(taken[:, 0].cpu().numpy())
+            differs = (clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1
+            changed.append(differs.float().mean((1, 2)).cpu().numpy())
+    codes, changed = np.concatenate(codes), np.concatenate(changed)
+    labels = recording.actions[transitions]
     n_labels = int(recording.actions.max()) + 1
     label_names = recording.action_names or [str(i) for i in range(n_labels)]
-    align('align', codes, labels)
-    align('align.moved', codes[moved], labels[moved])
-    rows = [('all', 'align', len(codes)), ('where something moved', 'align.moved', moved.sum())]
-    walked = moved & np.isin(labels, [i for i, name in enumerate(label_names) if name in ('up', 'down', 'left', 'right')])
-    for title, key, where in (('of these: up, down, left, right', 'align.walked', walked),
-                              ('where the scene moved: over a tenth of the pixels', 'align.scene', changed > 0.1)):
+    if 'moved' in recording.truth:
+        moved = recording.truth['moved'][transitions].astype(bool)
+    else:
+        moved = changed > 0.002  # a lossy video never stands still: a few pixels do not count
+
+    ways = [i for i, name in enumerate(label_names) if name in ('up', 'down', 'left', 'right')]
+    subsets = [('all', 'align', np.ones(len(codes), bool)),
+               ('where something moved', 'align.moved', moved)]
+    for title, key, where in (
+            ('of these: up, down, left, right', 'align.walked', moved & np.isin(labels, ways)),
+            ('where the scene moved: over a tenth of the pixels', 'align.scene', changed > 0.1)):
         if where.sum() > 1:
-            align(key, codes[where], labels[where])
-            rows.append((title, key, where.sum()))
-    table = confusion(codes[moved], labels[moved])
+            subsets.append((title, key, where))
+    for title, key, where in subsets:
+        align(key, codes[where], labels[where])
+    moved_counts = confusion(codes[moved], labels[moved])
     report['align'].update(n=len(codes), labels=label_names)
-    report['align']['moved'].update(n=int(moved.sum()), confusion=table.tolist())
+    report['align']['moved'].update(n=int(moved.sum()), confusion=moved_counts.tolist())
 
 # -----------------------------------------------------------------------------
 # the built-in game knows where its hero is: does he go where the action says?
 
 
 def find_hero(frames):
-    """(n,H,W,3) uint8 -> the hero's places (n,2) as x, y in half tiles, -1 where there is none: the place and facing where
-    his picture fits best, if it fits to 24 grey levels a pixel on average."""
-    w = np.lib.stride_tricks.sliding_window_view(frames, (game.TILE, game.TILE), (1, 2))[:, ::game.STEP, ::game.STEP]
-    best = np.full(w.shape[:3], np.inf)
-    for rgb, ink in game.HERO_ART.values():                                          # w (n,y,x,3,8,8)
-        fit = np.abs(w.transpose(0, 1, 2, 4, 5, 3)[:, :, :, ink].astype(np.int16) - rgb[ink]).mean((3, 4))
-        best = np.minimum(best, fit)
-    y, x = np.divmod(best.reshape(len(w), -1).argmin(1), best.shape[2])
-    return np.where((best.min((1, 2)) < 24)[:, None], np.stack([x, y], 1), -1)
+    """(n,H,W,3) uint8 -> the hero's places (n,2), x and y in half tiles, -1 if there is none. He is
+    where his picture, in any facing, fits best, if it fits to 24 grey levels a pixel."""
+    tile = (game.TILE, game.TILE)
+    patches = np.lib.stride_tricks.sliding_window_view(frames, tile, (1, 2))
+    patches = patches[:, ::game.STEP, ::game.STEP].transpose(0, 1, 2, 4, 5, 3)  # (n,y,x,8,8,3)
+    best = np.full(patches.shape[:3], np.inf)
+    for rgb, ink in game.HERO_ART.values():
+        misfit = np.abs(patches[:, :, :, ink].astype(np.int16) - rgb[ink]).mean((3, 4))
+        best = np.minimum(best, misfit)
+    y, x = np.divmod(best.reshape(len(frames), -1).argmin(1), best.shape[2])
+    is_there = best.min((1, 2)) < 24
+    return np.where(is_there[:, None], np.stack([x, y], 1), -1)
 
 
-layout = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)', recording.source or '')
-if layout and any(names):
-    at = starts + (context - 1) * frame_stride                                       # the last true frame
-    state = {k: v[at] for k, v in recording.truth.items()}
-    free, blocked = [], []                               # per start: share of the frames in which the hero stood where he should
-    by_action = {}
+def real_places(state, layout, action):
+    """Where the hero is when the game itself goes on from `state` (of n games) under one action:
+    places (n,hold,2) in half tiles, and whether (n,) he never leaves his screen."""
+    real = game.Game(len(state['hero']), layout)
+    real.set_state(state)
+    places, stays = [], np.ones(len(state['hero']), bool)
+    for _ in range(hold):
+        for _ in range(frame_stride):
+            real.step(action)
+        places.append(np.stack([real.x, real.y], 1))
+        stays &= real.screen == state['screen']
+    return np.stack(places, 1), stays
+
+
+def dreamed_places(code):
+    """Where the hero is seen in dreams that go on from the starts under action `code`, as above."""
+    places = []
+    for i in range(0, len(starts), batch):
+        frames = imagine_held(starts[i:i + batch], code, hold)[:, 1:]
+        places.append(find_hero(frames.reshape(-1, *frames.shape[2:])).reshape(-1, hold, 2))
+    return np.concatenate(places)
+
+
+is_game = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)', recording.source or '')
+if is_game and any(names):
+    last = starts + (context - 1) * frame_stride  # the last true frame
+    state = {key: values[last] for key, values in recording.truth.items()}
+    free, blocked, by_action = [], [], {}
     for action in (game.UP, game.DOWN, game.LEFT, game.RIGHT):
-        real = game.Game(len(at), int(layout[1]))
-        real.set_state(state)
-        places, screens = [], []
-        for _ in range(hold):
-            for _ in range(frame_stride):
-                real.step(action)
-            places.append(np.stack([real.x, real.y], 1))
-            screens.append(real.screen == state['screen'])
-        places, stayed = np.stack(places, 1), np.all(screens, 0)                     # (n,hold,2), (n,)
-        goes = np.any(places != np.concatenate([state['hero'][:, None] // game.STEP, places[:, :-1]], 1), 2)
-        is_free, is_blocked = goes.all(1) & stayed, ~goes.any(1)
-        scores = []
-        for code in [c for c, name in enumerate(names) if name.split(' ')[0] == game.ACTIONS[action]]:
-            found = []
-            with torch.no_grad(), ctx:
-                for i in range(0, len(at), batch):
-                    clip = data.clips(recording.frames, starts[i:i + batch], context + 1, frame_stride, device)
-                    taken = taken_actions(action_source, labeller, clip, recording, starts[i:i + batch])[:, :context - 1]
-                    taken = torch.cat([taken, torch.full((len(clip), hold), code, device=device)], 1)
-                    dream = pictures.to_uint8(imagine(tokenizer.encode(clip[:, :context]), taken)[:, context:])
-                    found.append(find_hero(dream.reshape(-1, *dream.shape[2:])).reshape(-1, hold, 2))
-            scores.append((np.concatenate(found) == places).all(2).mean(1))          # (n,)
-        scores = scores or [np.zeros(len(at))]                                       # no action has this name: none obeys
-        for score in scores:
-            free.append(score[is_free])
-            blocked.append(score[is_blocked])
+        name = game.ACTIONS[action]
+        places, stays = real_places(state, int(is_game[1]), action)
+        before = np.concatenate([state['hero'][:, None] // game.STEP, places[:, :-1]], 1)
+        goes = (places != before).any(2)
+        is_free, is_blocked = goes.all(1) & stays, ~goes.any(1)
+        # for each action of that name: share of the frames in which he is where he should be, (n,)
+        codes_of_name = [code for code in range(n_actions) if names[code].split(' ')[0] == name]
+        scores = [(dreamed_places(c) == places).all(2).mean(1) for c in codes_of_name]
+        if not scores:
+            scores = [np.zeros(len(starts))]  # no action has this name: none obeys
+        free += [score[is_free] for score in scores]
+        blocked += [score[is_blocked] for score in scores]
         if is_free.any():
-            by_action[game.ACTIONS[action]] = float(np.mean(np.concatenate([s[is_free] for s in scores])))
+            by_action[name] = float(np.mean(np.concatenate([s[is_free] for s in scores])))
     for key, scores in (('obey', np.concatenate(free)), ('obey_blocked', np.concatenate(blocked))):
         if len(scores):
-            put(key, np.mean, scores)
+            measure(key, np.mean, scores)
     report['obey_by_action'] = by_action
 
 # -----------------------------------------------------------------------------
-# atlas: the same start under every action
+# pictures: PSNR over the frames ahead; the same start under every action
 
-picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
-with torch.no_grad(), ctx:
-    clip = data.clips(recording.frames, picks, context + 1, frame_stride, device)
-    taken = taken_actions(action_source, labeller, clip, recording, picks)[:, :context - 1]
-    tokens, dreams = tokenizer.encode(clip[:, :context]), []
-    for code in range(n_actions):
-        held = torch.full((len(picks), atlas_frames), code, device=device)
-        dreams.append(pictures.to_uint8(imagine(tokens, torch.cat([taken, held], 1))[:, context - 1:]))
-dreams = np.stack(dreams)                                                            # (n_actions,S,1+k,H,W,3)
-titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
+
+def draw_psnr(path):
+    """For all frames ahead, not the horizons alone; the world's 95% interval is shaded."""
+    from matplotlib.figure import Figure
+    own_rng = np.random.default_rng([seed, 5])  # the card's intervals do not depend on the picture
+    ahead = np.arange(1, n_frames + 1)
+    bounds = [interval(psnr, [errors['world'][:, t - 1]], own_rng) for t in ahead]
+    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
+    axes = figure.add_subplot(xlabel='frames ahead', ylabel='PSNR, dB')
+    axes.set_title(f'{out_dir}: {len(starts)} held-out windows')
+    axes.fill_between(ahead, *np.transpose(bounds), color='#0072b2', alpha=0.2, linewidth=0)
+    for name, label, color, style in (
+            ('ceiling', 'ceiling: the true frame through the tokenizer', '#009e73', '--'),
+            ('world', 'world, with its 95% interval', '#0072b2', 'o-'),
+            ('floor', 'floor: repeat the last context frame', '#d55e00', '--'),
+            ('mean', 'mean frame of the training part', '#777777', ':')):
+        values = [psnr(errors[name][:, t - 1]) for t in ahead]
+        axes.plot(ahead, values, style, color=color, label=label, markersize=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    with files.replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=120)
+
+
 folder = os.path.join(out_dir, 'samples')
-wide = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])                   # every second frame, start after start
-moving = np.stack([pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(dreams.shape[2])])
-try:
-    pictures.save_png(os.path.join(folder, 'atlas.png'), pictures.grid(list(wide), labels=titles))
-    pictures.save_gif(os.path.join(folder, 'atlas.gif'), moving, 6)
-except files.DiskError as e:
-    configurator.stop(7, e)
+draw_psnr(os.path.join(folder, 'psnr.png'))
+picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
+dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
+titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
+every_second = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])
+atlas = pictures.grid(list(every_second), labels=titles)
+moving = [pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(1 + atlas_frames)]
+pictures.save_png(os.path.join(folder, 'atlas.png'), atlas)
+pictures.save_gif(os.path.join(folder, 'atlas.gif'), np.stack(moving), 6)
 
 # -----------------------------------------------------------------------------
 # the card
 
-report['sampling'] = dict(frames_per_second=len(starts) * n_frames / seconds, maskgit_steps=maskgit_steps, device=device)
-report['meta'] = dict(n_windows=len(starts), n_frames=n_frames, seed=seed, temperature=temperature, context_frames=context, dataset=dataset,
-                      data_id=recording.data_id, dynamics_id=about['id'], dynamics_iter=about['iter'], parents=about['parents'],
-                      action_source=action_source, action_names=names)
-report['ci'] = ci
+speed = len(starts) * n_frames / seconds
+report['sampling'] = dict(frames_per_second=speed, maskgit_steps=maskgit_steps, device=device)
+report['meta'] = dict(n_windows=len(starts), n_frames=n_frames, seed=seed, temperature=temperature,
+                      context_frames=context, dataset=dataset, data_id=recording.data_id,
+                      dynamics_id=about['id'], dynamics_iter=about['iter'],
+                      parents=about['parents'], action_source=action_source, action_names=names)
+report['ci'] = {key: [low, high] for key, (_, low, high) in measured.items()}
 
 
-def f(key, digits=2):
-    value = report
-    for k in key.split('.'):
-        value = value[k]
-    return f'{value:.{digits}f} [{ci[key][0]:.{digits}f}, {ci[key][1]:.{digits}f}]'
+def number(key, digits=2):
+    return f'{measured[key][0]:.{digits}f}'
 
 
-t = report['tokenizer']
+def cell(key, digits=2):
+    figure, low, high = measured[key]
+    return f'{figure:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
+
+
+def table(header, *rows):
+    """The lines of a Markdown table, after an empty one."""
+    lines = ['| ' + ' | '.join(map(str, cells)) + ' |' for cells in (header, *rows)]
+    lines = [line.replace('|  |', '| |') for line in lines]
+    return ['', lines[0], '|---' * len(header) + '|', *lines[1:]]
+
+
 card = [f'# {out_dir} on {dataset}', '',
-        f'{len(starts)} held-out windows, {context} frames of context, {maskgit_steps} MaskGIT steps, temperature {temperature}, '
-        f'{report["sampling"]["frames_per_second"]:.0f} frames/s on {device}; [95% bootstrap interval]; PSNR in dB.', '',
-        '| tokenizer | |', '|---|---|',
-        f'| PSNR, all pixels | {f("tokenizer.psnr")} |', f'| SSIM | {f("tokenizer.ssim", 3)} |',
-        f'| PSNR, changed pixels | {f("tokenizer.psnr_changed")} |',
-        f'| codes used, perplexity | {100 * t["code_usage"]:.0f}%, {t["perplexity"]:.0f} |', '',
-        '| PSNR, frames ahead | mean frame | floor: repeat the last | **world** | ceiling: tokenizer | delta_psnr: true - random actions |',
-        '|---|---|---|---|---|---|']
-card += [f'| {t} | {report["mean"]["psnr"][str(t)]:.2f} | {f(f"floor.psnr.{t}")} | {f(f"world.psnr.{t}")} | '
-         f'{report["ceiling"]["psnr"][str(t)]:.2f} | {f(f"delta_psnr.{t}")} |' for t in horizons]
-card += ['', '| SSIM, frames ahead | mean frame | floor | **world** | ceiling |', '|---|---|---|---|---|']
-card += [f'| {t} | ' + ' | '.join(f'{report[g]["ssim"][str(t)]:.3f}' for g in ('mean', 'floor', 'world', 'ceiling')) + ' |' for t in horizons]
-card += ['', f'Loss with the actions of other windows, over that with their own: {f("shuffled_ratio")} (1: the actions are ignored).']
+        f'{len(starts)} held-out windows, {context} frames of context, {maskgit_steps} MaskGIT '
+        f'steps, temperature {temperature}, {speed:.0f} frames/s on {device}; '
+        '[95% bootstrap interval]; PSNR in dB.']
+
+usage, perplexity = report['tokenizer']['code_usage'], report['tokenizer']['perplexity']
+card += table(['tokenizer', ''],
+              ['PSNR, all pixels', cell('tokenizer.psnr')],
+              ['SSIM', cell('tokenizer.ssim', 3)],
+              ['PSNR, changed pixels', cell('tokenizer.psnr_changed')],
+              ['codes used, perplexity', f'{100 * usage:.0f}%, {perplexity:.0f}'])
+
+rows = [[t, number(f'mean.psnr.{t}'), cell(f'floor.psnr.{t}'), cell(f'world.psnr.{t}'),
+         number(f'ceiling.psnr.{t}'), cell(f'delta_psnr.{t}')] for t in horizons]
+card += table(['PSNR, frames ahead', 'mean frame', 'floor: repeat the last', '**world**',
+               'ceiling: tokenizer', 'delta_psnr: true - random actions'], *rows)
+
+rows = [[t] + [number(f'{name}.ssim.{t}', 3) for name in ('mean', 'floor', 'world', 'ceiling')]
+        for t in horizons]
+card += table(['SSIM, frames ahead', 'mean frame', 'floor', '**world**', 'ceiling'], *rows)
+
+card += ['', 'Loss with the actions of other windows, over that with their own: '
+         f'{cell("shuffled_ratio")} (1: the actions are ignored).']
 if 'obey' in report:
-    card += ['', f'Obedience: with an action held for {hold} frames the hero is where it says in {f("obey")} of them; '
-                 f'he stays where the way is blocked in {f("obey_blocked") if "obey_blocked" in report else "no start tried"}. '
-             + ', '.join(f'{k} {v:.2f}' for k, v in report['obey_by_action'].items()) + '.']
+    stays = cell('obey_blocked') if 'obey_blocked' in report else 'no start tried'
+    of_each = ', '.join(f'{name} {share:.2f}' for name, share in report['obey_by_action'].items())
+    card += ['', f'Obedience: with an action held for {hold} frames the hero is where it says in '
+             f'{cell("obey")} of them; he stays where the way is blocked in {stays}. {of_each}.']
 if 'align' in report:
-    share = np.bincount(labels[moved]).max() / moved.sum()
-    card += ['', '| latent actions against the true ones | NMI | accuracy | from 200 labels | one to one | transitions |', '|---|---|---|---|---|---|']
-    for title, key, n in rows:
-        card.append(f'| {title} | ' + ' | '.join(f(f'{key}.{k}', 3) for k in ('nmi', 'accuracy', 'from_200', 'one_to_one')) + f' | {n} |')
-    card += [f'| baseline: one code for all, where something moved | 0 | {share:.3f} | {share:.3f} | {share:.3f} | |',
-             '', '| action, its name | ' + ' | '.join(label_names) + ' |', '|---' * (n_labels + 1) + '|']
-    card += [f'| {titles[c]} | ' + ' | '.join(map(str, row)) + ' |' for c, row in enumerate(table)]
-card += ['', f'Pictures: {folder}/atlas.png, atlas.gif. FVD is left out: its feature network cannot be had offline.', '']
+    agreement = ('nmi', 'accuracy', 'from_200', 'one_to_one')
+    rows = [[title, *(cell(f'{key}.{name}', 3) for name in agreement), where.sum()]
+            for title, key, where in subsets]
+    share = f'{np.bincount(labels[moved]).max() / moved.sum():.3f}'  # of the most frequent label
+    rows.append(['baseline: one code for all, where something moved', 0, share, share, share, ''])
+    card += table(['latent actions against the true ones', 'NMI', 'accuracy', 'from 200 labels',
+                   'one to one', 'transitions'], *rows)
+    rows = [[title, *counts] for title, counts in zip(titles, moved_counts)]
+    card += table(['action, its name', *label_names], *rows)
+card += ['', f'Pictures: {folder}/atlas.png, atlas.gif, psnr.png. '
+         'FVD is left out: its feature network cannot be had offline.', '']
 for name, text in (('eval.json', json.dumps(report, indent=1)), ('eval.md', '\n'.join(card))):
-    try:
-        with files.replacing(os.path.join(out_dir, name)) as tmp, open(tmp, 'w') as out:
-            out.write(text)
-    except files.DiskError as e:
-        configurator.stop(7, e)
+    with files.replacing(os.path.join(out_dir, name)) as tmp, open(tmp, 'w') as out:
+        out.write(text)
 print('\n'.join(card))

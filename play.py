@@ -1,19 +1,24 @@
 """
-Play the world: in a browser, with the keyboard or the buttons on the page.
+Play the world: in a browser, with the keyboard or the buttons on the page, play.html.
 
-    python play.py config/tiny.py                             # then open http://127.0.0.1:8000; Ctrl-C ends
-    python play.py config/tiny.py --port=0                    # any free port
-    python play.py config/tiny.py --maskgit_steps=4           # twice the frames/s, nearly as good (RECORDS.md)
-    ssh -L 8000:127.0.0.1:8000 MACHINE                        # plays here what `python play.py` serves on MACHINE
-    python play.py config/tiny.py --host=192.168.1.5 --token=...    # for others in a network that you trust: unencrypted
+    python play.py config/tiny.py                    # then open http://127.0.0.1:8000; Ctrl-C ends
+    python play.py config/tiny.py --port=0           # any free port
+    python play.py config/tiny.py --maskgit_steps=4  # twice as fast, nearly as good: RECORDS.md
+    ssh -L 8000:127.0.0.1:8000 MACHINE               # plays here what play.py serves on MACHINE
+    python play.py config/tiny.py --host=192.168.1.5 --token=...  # for others in a network that you
+                                                                  # trust: it is not encrypted
 
-Reads the best.pt of the three stages and a few held-out frames to start from; writes nothing. One world, one player: a second page
-that starts anew takes the world over. GET / is the page; what it sends, and anybody who may can send too, is answered with a PNG:
+Reads the best.pt of the three stages and a few held-out frames to start from; writes nothing. One
+world, one player: a second page that starts anew takes the world over. GET / is the page. What it
+sends, and anybody who may can send too, is answered with a PNG:
 
-    POST /start {"start": 3}                the frame that start 3 begins with; the dream is a function of seed, start and actions
-    POST /step  {"action": 1, "frame": 17}  the frame after frame 17, counted from the start, when action 1 is taken
+    POST /start {"start": 3}                the frame that start 3 begins with
+    POST /step  {"action": 1, "frame": 17}  the frame after frame 17, counted from the start, when
+                                            action 1 is taken
 
-Exit codes: 0 ended by Ctrl-C or SIGTERM, at once, for there is nothing to save; 2 config, also host and port; 3 data; 4 checkpoint.
+The dream is a function of seed, start and actions. Exit codes: 0 ended by Ctrl-C or SIGTERM, at
+once, for there is nothing to save; 2 config, also host and port; 3 data; 4 checkpoint. Errors that
+carry an exit_code end the run in their own words.
 """
 import base64
 import hashlib
@@ -33,6 +38,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -40,220 +46,158 @@ from PIL import Image
 import configurator
 import data
 import pictures
-from training import checkpoint
 from world import load_world, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
 
-dataset = 'data/tiny.h5'          # its held-out part
+dataset = 'data/tiny.h5'  # its held-out part
 out_dir = 'out/tiny'
-host = '127.0.0.1'                # another address of this machine needs a token
-port = 8000                       # 0 = any that is free
-token = ''                        # a password, part of the address of the page
+host = '127.0.0.1'  # another address of this machine needs a token
+port = 8000  # 0 = any that is free
+token = ''  # a password, part of the address of the page
 maskgit_steps = 8
-temperature = 0.5                 # 0 = the most likely token
+temperature = 0.5  # 0 = the most likely token
 seed = 0
-device = 'auto'                   # 'auto', 'cpu', 'cuda', 'mps'
-dtype = 'float32'                 # 'float32', 'bfloat16', 'float16'
+device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
+dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 if host != '127.0.0.1' and not token:
-    configurator.stop(2, f'config: host={host!r} can be reached from other machines\nfound no token, expected one that nobody can guess; '
+    configurator.stop(2, f'config: host={host!r} can be reached from other machines\n'
+                         'found no token, expected one that nobody can guess; '
                          f'add --token={secrets.token_hex(16)}, or leave host at 127.0.0.1')
-if host in ('', '0.0.0.0'):       # what they type is what the Host header of their requests is held against
-    configurator.stop(2, f'config: host={host!r} is no address to type\nexpected the address or name by which others reach this machine')
-most_steps, patience = 60, 5      # a second; seconds that a request may take to arrive, and an answer to be taken
-for name in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(name, lambda *_: os._exit(0))
+# what others type is what the Host header of their requests is held against
+if host in ('', '0.0.0.0'):
+    configurator.stop(2, f'config: host={host!r} is no address to type\n'
+                         'expected the address or name by which others reach this machine')
+most_steps = 60  # a second
+patience = 5  # seconds that a request may take to arrive, and an answer to be taken
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: os._exit(0))
 
 # -----------------------------------------------------------------------------
 # the world, and where to start in it
 
-try:
-    tokenizer, labeller, dynamics, about, recording = load_world(out_dir, dataset, device)
-    n_actions, memory = dynamics.config.n_actions, dynamics.config.seq_len - 1    # memory: frames that it looks back
-    frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
-    starts = data.windows(recording, 'val', memory, frame_stride)
-except (checkpoint.CheckpointError, data.DataError) as e:
-    configurator.stop(e.exit_code, e)
+tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
+n_actions = dynamics.config.n_actions
+memory = dynamics.config.seq_len - 1  # frames that the world looks back
+frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
+starts = data.windows(recording, 'val', memory, frame_stride)
 
 # -----------------------------------------------------------------------------
 # one frame
 
-def begin(start):
-    """The first frames of a held-out window, and the actions between them as the dynamics was trained to hear them."""
-    global tokens, actions, generator, frame
-    picks = data.draw(starts, 1, seed, start)
-    clip = data.clips(recording.frames, picks, memory, frame_stride, device)
-    tokens, actions = tokenizer.encode(clip), taken_actions(action_source, labeller, clip, recording, picks)
-    generator, frame = torch.Generator(device).manual_seed(seed + start), 0
 
-def step(action):
-    global tokens, actions, frame
-    taken = torch.cat([actions, torch.full_like(tokens[:, :1, 0], action)], 1)       # (1,memory)
-    tokens = dynamics.generate(tokens, taken, maskgit_steps, temperature, generator)[:, 1:]
-    actions, frame = taken[:, 1:], frame + 1
+class Dream:
+    """The game in progress. What begins or steps it returns a picture, a PNG."""
 
-def imagine(do, number, seen=None):
-    """begin(number) or step(number) -> the picture, a PNG; None if the frame that was seen is not the last: another page plays, too."""
-    time.sleep(max(0, imagine.due - time.monotonic()))
-    imagine.due = time.monotonic() + 1 / most_steps
-    if seen is not None and seen != frame:
-        return None
+    def begin(self, start):
+        """Goes to the first frames of a held-out window, with the actions taken between them."""
+        picks = data.draw(starts, 1, seed, start)
+        clip = data.clips(recording.frames, picks, memory, frame_stride, device)
+        self.tokens = tokenizer.encode(clip)  # (1,memory,N)
+        # (1,memory-1), as the dynamics was trained to hear them
+        self.actions = taken_actions(action_source, action_model, clip, recording, picks)
+        self.generator = torch.Generator(device).manual_seed(seed + start)
+        self.frame = 0  # how many are imagined
+        return self.picture()
+
+    def step(self, action, frame):
+        """None if the frame that was seen is not the last: another page plays, too."""
+        if frame != self.frame:
+            return None
+        actions = torch.cat([self.actions, torch.full_like(self.tokens[:, :1, 0], action)], 1)
+        tokens = dynamics.generate(self.tokens, actions, maskgit_steps, temperature, self.generator)
+        self.tokens, self.actions = tokens[:, 1:], actions[:, 1:]
+        self.frame += 1
+        return self.picture()
+
+    def picture(self):
+        shown = self.tokens if tokenizer.config.temporal else self.tokens[:, -1:]
+        png = io.BytesIO()
+        frame = pictures.to_uint8(tokenizer.decode(shown))[0, -1]
+        Image.fromarray(frame).save(png, 'png', compress_level=1)
+        return png.getvalue()
+
+
+def imagine(do, message):
+    """do(**message), at most `most_steps` times a second."""
+    global due
+    time.sleep(max(0, due - time.monotonic()))
+    due = time.monotonic() + 1 / most_steps
     with torch.no_grad(), ctx:
-        do(number)
-        shown = tokens if tokenizer.config.temporal else tokens[:, -1:]
-        picture = pictures.to_uint8(tokenizer.decode(shown))[0, -1]
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, 'png', compress_level=1)
-    return png.getvalue()
+        return do(**message)
 
-imagine.due = 0
-world = ThreadPoolExecutor(1)     # one thread for all that torch does: requests take turns, and torch keeps its threads
-world.submit(imagine, begin, 0).result()
-accepted = {'/start': (begin, {'start': 10 ** 6}), '/step': (step, {'action': n_actions, 'frame': 10 ** 9})}    # each value is below
+
+due = 0  # when the next frame may be imagined
+dream = Dream()
+# one thread for all that torch does: requests take turns, and torch keeps its own threads
+worker = ThreadPoolExecutor(1)
+worker.submit(imagine, dream.begin, {'start': 0}).result()
+# path -> what it does, and the values of a message, each of which is below its limit
+accepted = {'/start': (dream.begin, {'start': 10 ** 6}),
+            '/step': (dream.step, {'action': n_actions, 'frame': 10 ** 9})}
 
 # -----------------------------------------------------------------------------
 # the page
 
-PAGE = r'''<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>nanoworlds</title>
-<style>
-  body { max-width: 512px; margin: 0 auto; padding: 8px; font: 15px/1.4 system-ui, sans-serif; color: #ddd; background: #17171c;
-         user-select: none; -webkit-user-select: none }
-  canvas { display: block; width: min(100%, 70vh); margin: 0 auto; image-rendering: pixelated; background: #000 }
-  p { margin: 8px 0; min-height: 1.4em; font-variant-numeric: tabular-nums }
-  div { display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0 }
-  button { flex: 1 0 22%; min-height: 52px; border: 1px solid #555; border-radius: 6px; font: inherit; color: inherit; background: #2a2a33 }
-  #actions button { touch-action: none }
-  button.on { background: #3b6ea5 }
-  small { display: block; color: #999 }
-</style>
-<canvas id="canvas"></canvas>
-<p id="line"></p>
-<div id="actions"></div>
-<div><button id="again">again<small>R</small></button><button id="fresh">new start<small>N</small></button></div>
-<p><small id="about"></small></p>
-<script>
-'use strict'
-const world = WORLD
-const $ = id => document.getElementById(id)
-const token = new URLSearchParams(location.search).get('token') || ''
-const paper = $('canvas').getContext('2d')
-const about = `Nothing here is drawn by a game: each frame is imagined from the last ${world.memory} and the action, and what goes wrong
-  stays in the picture. So it melts with time, or the hero gets lost; a new start mends it.
-  To put an action on another key, hold its button and press the key.`
-;[$('canvas').width, $('canvas').height, $('about').textContent] = [world.width, world.height, about]
+names = [str(name) for name in about.get('action_names') or [''] * n_actions]  # '' if it has none
+fps = min(most_steps, round((recording.fps or 15) / frame_stride, 1))
+facts = dict(names=names, memory=memory, height=tokenizer.config.height,
+             width=tokenizer.config.width, fps=fps)
+facts = json.dumps(facts).replace('<', r'\u003c')  # a name may not end the script
+page = Path(__file__).with_name('play.html').read_text(encoding='utf-8').replace('WORLD', facts)
 
-// ---- keys: by the actions' names, where they have some; a digit for every action
-const find = (...words) => {
-  const names = world.names.map(name => name.toLowerCase())
-  const exact = names.findIndex(name => words.includes(name))
-  return exact >= 0 ? exact : names.findIndex(name => name.split(' ').some(word => words.includes(word)))
-}
-const noop = find('noop', 'none', 'stay', 'idle', 'wait', 'nothing')
-const keys = new Map([[find('up', 'north'), 'ArrowUp', 'w'], [find('left', 'west'), 'ArrowLeft', 'a'],
-  [find('down', 'south'), 'ArrowDown', 's'], [find('right', 'east'), 'ArrowRight', 'd'],
-  [find('sword', 'jump', 'attack', 'fire', 'shoot', 'use'), ' ']]
-  .flatMap(([action, ...ids]) => ids.map(id => [id, action])).filter(([, action]) => action >= 0))
-world.names.slice(0, 10).forEach((_, action) => keys.set(String(action), action))
-const say = id => ({ArrowUp: '↑', ArrowLeft: '←', ArrowDown: '↓', ArrowRight: '→', ' ': 'space'})[id] || id.toUpperCase()
-const called = action => world.names[action] || `action ${action}`
-
-const held = new Map()                 // what is pressed -> its action, the latest last
-let tapped = null                      // pressed since the last step: a short tap is a step too
-let touched = null                     // the action of the button under the finger
-const press = (what, action) => { held.delete(what); held.set(what, action); tapped = action }
-
-const buttons = world.names.map((_, action) => {
-  const button = $('actions').appendChild(document.createElement('button'))
-  button.onpointerdown = e => { e.preventDefault(); button.setPointerCapture(e.pointerId); press(e.pointerId, touched = action) }
-  button.onlostpointercapture = e => { held.delete(e.pointerId); touched = null }
-  button.oncontextmenu = e => e.preventDefault()
-  return button
-})
-const label = () => buttons.forEach((button, action) => {
-  button.textContent = called(action)
-  button.appendChild(document.createElement('small')).textContent = [...keys].map(([id, a]) => a === action ? say(id) : '').join(' ')
-})
-label()
-onkeydown = e => {
-  if (e.ctrlKey || e.metaKey || e.altKey) return held.clear()          // the browser's own, and it may swallow the release
-  const id = e.key.length === 1 ? e.key.toLowerCase() : e.key
-  if (touched !== null && !e.repeat) { keys.set(id, touched); label() }
-  if (keys.has(id)) { e.preventDefault(); if (!e.repeat) press(e.code, keys.get(id)) }
-  else if (id === 'r' && !e.repeat) $('again').click()
-  else if (id === 'n' && !e.repeat) $('fresh').click()
-}
-onkeyup = e => { if (held.delete(e.code)) e.preventDefault() }
-onblur = () => held.clear()
-
-// ---- play: one request at a time, so that no key press waits behind older ones
-let start = 0, frame = 0, wanted = 0   // wanted: the start to go to, null when there
-let broken = '', times = []
-$('again').onclick = () => { wanted = start; $('again').blur() }
-$('fresh').onclick = () => { wanted = start + 1; $('fresh').blur() }
-const post = async (path, message) => {
-  const answer = await fetch(path, {method: 'POST', headers: {'X-Token': token}, body: JSON.stringify(message)})
-    .catch(() => { throw Error('no answer: does play.py still run?') })
-  if (!answer.ok) throw Error(await answer.text())
-  paper.drawImage(await createImageBitmap(await answer.blob()), 0, 0)
-}
-const play = async () => {
-  for (let due = 0;;) {
-    const action = tapped ?? [...held.values()].at(-1) ?? (noop >= 0 ? noop : null)
-    const steps = wanted === null && action !== null && !broken && !document.hidden
-    try {
-      if (wanted !== null) {
-        [start, wanted, broken] = [wanted, null, '']
-        await post('start', {start})
-        ;[frame, tapped, times, $('again').firstChild.data] = [0, null, [], `start ${start} again`]
-      } else if (steps) {
-        tapped = null
-        await post('step', {action, frame})
-        frame += 1
-        times = [...times.slice(-15), performance.now()]
-      } else times = []
-    } catch (e) { broken = e.message }
-    const rate = times.length > 1 ? ((times.length - 1) / (times.at(-1) - times[0]) * 1000).toFixed(1) : '–'
-    $('line').textContent = broken ? `${broken} "new start" tries again.`
-      : `${steps ? called(action) : 'waits for a key'} · ${frame} frames imagined · ${rate} of ${world.fps} frames/s`
-    buttons.forEach((button, a) => button.classList.toggle('on', steps && a === action))
-    due = Math.max(due + (steps ? 1000 / world.fps : 10), performance.now())
-    await new Promise(done => setTimeout(done, due - performance.now()))
-  }
-}
-play()
-</script>
-'''
-names = [str(name) for name in about.get('action_names') or [''] * n_actions]    # '' for an action without a name
-facts = dict(names=names, memory=memory, height=tokenizer.config.height, width=tokenizer.config.width,
-             fps=min(most_steps, round((recording.fps or 15) / frame_stride, 1)))
-page = PAGE.replace('WORLD', json.dumps(facts).replace('<', r'\u003c'))              # a name may not end the script
 
 def source(tag):
-    """What the Content-Security-Policy calls the one <tag> of the page; nothing else in it is run or fetched."""
-    return "'sha256-" + base64.b64encode(hashlib.sha256(re.search(f'<{tag}>(.*)</{tag}>', page, re.S)[1].encode()).digest()).decode() + "'"
+    """What the Content-Security-Policy calls the text of the page's one <tag>."""
+    text = re.search(f'<{tag}>(.*)</{tag}>', page, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
+
+# nothing else in the page is run or fetched
+policy = ["default-src 'none'", f"script-src {source('script')}", f"style-src {source('style')}",
+          "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
 HEADERS = {
-    'Content-Security-Policy': f"default-src 'none'; script-src {source('script')}; style-src {source('style')}; connect-src 'self'; "
-                               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    'X-Content-Type-Options': 'nosniff', 'Cache-Control': 'no-store', 'Referrer-Policy': 'no-referrer',
-    'Cross-Origin-Resource-Policy': 'same-origin', 'Connection': 'close'}
+    'Content-Security-Policy': '; '.join(policy),
+    'X-Content-Type-Options': 'nosniff',
+    'Cache-Control': 'no-store',
+    'Referrer-Policy': 'no-referrer',
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Connection': 'close',
+}
 
 # -----------------------------------------------------------------------------
-# the server. Whatever a browser shows may send requests to 127.0.0.1, so being reachable from here alone protects nothing: a page of
-# another site is known by its Origin, and one that had its own name point here (DNS rebinding) by its Host
+# the server. Whatever a browser shows may send requests to 127.0.0.1, so being reachable from here
+# alone protects nothing: a page of another site is known by its Origin, and one that had its own
+# name point here (DNS rebinding) by its Host
 
-class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connection is one request
-    timeout, disable_nagle_algorithm = patience, True
 
-    def handle(self):                                      # the timeout is of one read or write, and a byte now and then begins it anew
+def read_message(body, limits):
+    """The JSON object in body, if it has a whole number below each limit and nothing else."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if type(message) is not dict or message.keys() != limits.keys():
+        return None
+    for key, value in message.items():
+        # isinstance would let True in
+        if type(value) is not int or not 0 <= value < limits[key]:
+            return None
+    return message
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: HTTP/1.0 closes the connection after it."""
+    timeout = patience
+    disable_nagle_algorithm = True
+
+    def handle(self):
+        # `timeout` is that of one read or write, and a byte now and then would begin it anew
         self.late = threading.Timer(patience, self.connection.shutdown, [socket.SHUT_RDWR])
         self.late.start()
         try:
@@ -263,12 +207,14 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
 
     def answer(self, code, body, kind='text/plain'):
         self.send_response_only(code)
-        for name, value in {**HEADERS, 'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body)}.items():
+        about_body = {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body)}
+        for name, value in {**HEADERS, **about_body}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def send_error(self, code, message='', explain=''):    # http.server's own would repeat what the client said
+    def send_error(self, code, message='', explain=''):
+        """Without the message of http.server, which would repeat what the client said."""
         self.answer(code, (HTTPStatus(code).phrase + '.').encode())
 
     def log_message(self, *_):
@@ -279,14 +225,21 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
         values = self.headers.get_all(name, [])
         return values[0] if len(values) == 1 else ''
 
-    def forbidden(self, posted):
-        return (self.header('Host').lower() not in hosts
-                or posted and self.header('Origin').lower() not in {f'http://{h}' for h in hosts}
-                or token and not hmac.compare_digest(self.header('X-Token').encode() if posted else self.path.partition('?')[2].encode(),
-                                                     token.encode() if posted else f'token={token}'.encode()))
+    def is_forbidden(self, posted):
+        if self.header('Host').lower() not in hosts:
+            return True
+        if posted and self.header('Origin').lower() not in {f'http://{h}' for h in hosts}:
+            return True
+        if not token:
+            return False
+        if posted:
+            found, expected = self.header('X-Token'), token
+        else:
+            found, expected = self.path.partition('?')[2], f'token={token}'
+        return not hmac.compare_digest(found.encode(), expected.encode())
 
     def do_GET(self):
-        if self.forbidden(posted=False):
+        if self.is_forbidden(posted=False):
             self.send_error(403)
         elif self.path.partition('?')[0] != '/':
             self.send_error(404)
@@ -294,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
             self.answer(200, page.encode(), 'text/html')
 
     def do_POST(self):
-        if self.forbidden(posted=True):
+        if self.is_forbidden(posted=True):
             return self.send_error(403)
         if self.path not in accepted:
             return self.send_error(404)
@@ -306,18 +259,14 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
         if len(length) > 4 or int(length) > 1024:
             return self.send_error(413)
         body = self.rfile.read(int(length))
-        self.late.cancel()                                            # it is all here: what follows takes as long as it takes
+        self.late.cancel()  # the request is here; the answer takes as long as it takes
         do, limits = accepted[self.path]
-        try:
-            message = json.loads(body)
-        except (ValueError, RecursionError):
-            message = None
-        if not (len(body) == int(length) and type(message) is dict and message.keys() == limits.keys()
-                and all(type(message[k]) is int and 0 <= message[k] < limits[k] for k in limits)):     # True is an int, too
+        message = read_message(body, limits)
+        if len(body) != int(length) or message is None:
             return self.send_error(400)
         try:
-            picture = world.submit(imagine, do, *(message[k] for k in limits)).result()
-        except Exception:                                             # out of memory, say: for the terminal, not for the client
+            picture = worker.submit(imagine, do, message).result()
+        except Exception:  # out of memory, say: for the terminal, not for the client
             traceback.print_exc()
             return self.send_error(500)
         if picture is None:
@@ -325,23 +274,27 @@ class Handler(BaseHTTPRequestHandler):                     # HTTP/1.0: a connect
         self.answer(200, picture, 'image/png')
 
 
-class Server(socketserver.ThreadingTCPServer):             # HTTPServer would ask DNS for its own name
+class Server(socketserver.ThreadingTCPServer):
+    """Not an HTTPServer, which would ask DNS for its own name."""
     daemon_threads, request_queue_size = True, 64
-    allow_reuse_address = os.name != 'nt'                  # where it would let two servers have one port
+    allow_reuse_address = os.name != 'nt'  # Windows would let two servers have one port
 
-    def verify_request(self, request, address):            # a connection has two threads, its own and its timer
-        return threading.active_count() < 64
+    def verify_request(self, request, address):
+        return threading.active_count() < 64  # a connection has two threads, its own and its timer
 
     def handle_error(self, request, address):
-        if not isinstance(sys.exc_info()[1], OSError):       # a client that went away is none
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no error
             super().handle_error(request, address)
 
 
 try:
     server = Server((host, port), Handler)
 except OSError as e:
-    configurator.stop(2, f'config: cannot listen at host={host!r}, port={port}: {e.strerror}\nuse --port=0 for any free port')
-address = f'{host}:{server.server_address[1]}'
-hosts = {address.lower()} | {f'{name}:{server.server_address[1]}' for name in ('127.0.0.1', 'localhost')}
-print(f'play at http://{address}{"/?token=" + token if token else ""} (Ctrl-C ends)', flush=True)
+    configurator.stop(2, f'config: cannot listen at host={host!r}, port={port}: {e.strerror}\n'
+                         'use --port=0 for any free port')
+port = server.server_address[1]
+address = f'{host}:{port}'
+hosts = {address.lower(), f'127.0.0.1:{port}', f'localhost:{port}'}
+query = f'/?token={token}' if token else ''
+print(f'play at http://{address}{query} (Ctrl-C ends)', flush=True)
 server.serve_forever()

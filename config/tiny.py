@@ -3,16 +3,16 @@
 #   python data.py game data/tiny.h5              # 20,000 frames
 #   python tokenizer.py      config/tiny.py       # 2.0 minutes, 44 dB
 #   python latent_actions.py config/tiny.py       # 0.9 minutes, 98% right where something moved
-#   python dynamics.py       config/tiny.py       # 8.3 minutes, one step 11 dB above "repeat the last frame"
+#   python dynamics.py       config/tiny.py       # 8.3 minutes, 7 dB above repeating the last frame
 #   python sample.py         config/tiny.py       # out/tiny/samples/
 #   python eval.py           config/tiny.py       # out/tiny/eval.md
 
 dataset = 'data/tiny.h5'
 out_dir = 'out/tiny'
 
-patch_size = 8                    # 8 x 8 = 64 tokens a frame; a tile of the game is 8 pixels
-levels = (4, 4, 4, 4, 4)          # vocabulary of 1024
-action_levels = (2, 2, 2)         # 8 actions, for the game's 6
+patch_size = 8  # 8 x 8 = 64 tokens a frame; a tile of the game is 8 pixels
+levels = (4, 4, 4, 4, 4)  # vocabulary of 1024
+action_levels = (2, 2, 2)  # 8 actions, for the game's 6
 n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=2000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)

@@ -1,24 +1,27 @@
-# A scrolling Zelda-like game: 20,000 frames at 15 fps with the player's real actions (used by eval.py alone).
+# A scrolling Zelda-like game: 20,000 frames at 15 fps with the player's real actions (used by
+# eval.py alone).
 #
-#   python data.py video zelda_like.mp4 data/zelda_like.h5 --size=64 --fps=15 --labels=zelda_like_labels.npz
+#   python data.py video zelda_like.mp4 data/zelda_like.h5 --size=64 --fps=15 \
+#       --labels=zelda_like_labels.npz
 #   python tokenizer.py      config/zelda_like.py
 #   python latent_actions.py config/zelda_like.py
 #   python dynamics.py       config/zelda_like.py
 #   python sample.py         config/zelda_like.py
 #   python eval.py           config/zelda_like.py
 #
-# At 64 pixels on one CPU core 47 minutes: tokenizer 29.2 dB, delta_psnr 6.0 dB four frames ahead (RECORDS.md). For 128
-# pixels import with --size=128, add
+# At 64 pixels on one CPU core 47 minutes: tokenizer 29.2 dB, delta_psnr 6.0 dB four frames ahead
+# (RECORDS.md). For 128 pixels import with --size=128, add
 #   --dataset=data/zelda_like128.h5 --out_dir=out/zelda_like128
 
 dataset = 'data/zelda_like.h5'
 out_dir = 'out/zelda_like'
 
-patch_size = 4                    # 16 x 16 = 256 tokens a frame at 64 pixels
-levels = (4,) * 8                 # vocabulary of 65,536: 4096 are too few for this art (RECORDS.md)
-action_levels = (2, 2, 2)         # 8 actions
+patch_size = 4  # 16 x 16 = 256 tokens a frame at 64 pixels
+levels = (4,) * 8  # vocabulary of 65,536: 4096 are too few for this art (RECORDS.md)
+action_levels = (2, 2, 2)  # 8 actions
 n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=14_000, learning_rate=5e-3, total_batch_size=2, device_batch_size=2)
-latent_actions = dict(max_iters=200, learning_rate=3e-3, patch_size=8, total_batch_size=32, device_batch_size=32)
+latent_actions = dict(max_iters=200, learning_rate=3e-3, patch_size=8, total_batch_size=32,
+                      device_batch_size=32)
 dynamics = dict(max_iters=6000, learning_rate=4e-3, total_batch_size=4, device_batch_size=4)

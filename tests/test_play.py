@@ -1,4 +1,4 @@
-"""play.py as a browser and as an attacker meet it: a real process on a free port, asked over HTTP."""
+"""play.py as a browser and as an attacker meet it: a real process on a free port, over HTTP."""
 import base64
 import hashlib
 import http.client
@@ -13,18 +13,19 @@ import sys
 import time
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from launch import refused, run, start
 from PIL import Image
 
-from training import checkpoint
 import data
-import model
-from launch import refused, run, start
-from test_faults import until
-from test_training import broken
+from pictures import to_uint8
+from training import checkpoint
+from world import load_world
 
+pytestmark = pytest.mark.slow
 row = pytest.mark.row
 NAMES = ['', 'up', 'noop', '</script><script>alert(1)</script>']
 TOKEN = 'correct-horse_battery'
@@ -33,24 +34,30 @@ TOKEN = 'correct-horse_battery'
 def serve(*args):
     """A running play.py, and where it says that it is."""
     process = start('play.py', *args, '--port=0')
-    said = until(process, 'play at ')
-    return SimpleNamespace(process=process, said=said, port=int(re.search(r'127\.0\.0\.1:(\d+)', said)[1]))
+    said = next((line for line in process.stdout if line.startswith('play at ')), None)
+    assert said, process.stderr.read()
+    port = int(re.search(r'127\.0\.0\.1:(\d+)', said)[1])
+    return SimpleNamespace(process=process, said=said, port=port)
 
 
 def altered(out, folder, **values):
     """A copy of a trained world whose dynamics checkpoint says something else."""
     shutil.copytree(out, folder)
-    path = folder / 'dynamics' / 'best.pt'                            # str: a Path is no plain value, and would be refused
+    path = folder / 'dynamics' / 'best.pt'
+    # str: a Path in the checkpoint is no plain value, and would be refused
     torch.save({**checkpoint.load(str(path)), **values}, path)
     return folder
 
 
 @pytest.fixture(scope='session')
 def named(world, tmp_path_factory):
-    weights, random = checkpoint.load(world[1] / 'dynamics' / 'best.pt')['model'], torch.Generator().manual_seed(0)
-    for name in ('tokens.weight', 'actions.weight', 'head.weight'):   # six updates teach it to say the same whatever it is shown
+    weights = checkpoint.load(world[1] / 'dynamics' / 'best.pt')['model']
+    random = torch.Generator().manual_seed(0)
+    # six updates teach it to say the same whatever it is shown: random weights do not
+    for name in ('tokens.weight', 'actions.weight', 'head.weight'):
         weights[name] = torch.randn(weights[name].shape, generator=random)
-    return altered(world[1], tmp_path_factory.mktemp('named') / 'out', action_names=NAMES, model=weights)
+    folder = tmp_path_factory.mktemp('named') / 'out'
+    return altered(world[1], folder, action_names=NAMES, model=weights)
 
 
 @pytest.fixture(scope='session')
@@ -58,7 +65,8 @@ def server(world, named):
     it = serve(world[0], f'--out_dir={named}')
     yield it
     it.process.kill()
-    assert it.process.communicate()[1] == ''                          # nothing that was asked here is worth a line in the terminal
+    # nothing that was asked here is worth a line in the terminal
+    assert it.process.communicate()[1] == ''
 
 
 @pytest.fixture(scope='session')
@@ -69,22 +77,41 @@ def guarded(world, named):
     it.process.communicate()
 
 
+def connect(server):
+    return socket.create_connection(('127.0.0.1', server.port), timeout=60)
+
+
+def post_head(server, length):
+    """The first lines of a POST /step that the page might send."""
+    here = f'127.0.0.1:{server.port}'
+    return (f'POST /step HTTP/1.1\r\nHost: {here}\r\nOrigin: http://{here}\r\n'
+            f'Content-Length: {length}\r\n').encode()
+
+
 def ask(server, method, path, body=b'', sent=None, **headers):
-    """(status, headers, body) of the answer to what the page would send; headers: others than its own, None to leave one out, a
-    tuple for one that is there twice. body: bytes, or a message. sent: the bytes that really follow, where that is not the body."""
+    """(status, headers, body) of the answer to what the page would send.
+
+    headers: others than its own, None to leave one out, a tuple for one that is there twice.
+    body: bytes, or a message. sent: the bytes that really follow, where that is not the body.
+    """
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     here = f'127.0.0.1:{server.port}'
-    usual = {'Host': here} | ({'Origin': f'http://{here}', 'Content-Length': str(len(body))} if method == 'POST' else {})
+    sent_headers = {'Host': here}
+    if method == 'POST':
+        sent_headers.update({'Origin': f'http://{here}', 'Content-Length': str(len(body))})
+    sent_headers.update({name.replace('_', '-'): value for name, value in headers.items()})
     connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, values in {**usual, **{k.replace('_', '-'): v for k, v in headers.items()}}.items():
-            for value in values if isinstance(values, tuple) else () if values is None else (values,):
+        for name, values in sent_headers.items():
+            if values is None:
+                continue
+            for value in values if isinstance(values, tuple) else (values,):
                 connection.putheader(name, value.replace('PORT', str(server.port)))
         connection.endheaders()
         try:
             connection.send(body if sent is None else sent)
-        except ConnectionError:                                       # it does not listen to the end: it has answered
+        except ConnectionError:  # it does not listen to the end: it has answered
             pass
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
@@ -99,10 +126,11 @@ def picture(answer):
 
 def play(server, number, actions, **more):
     """The pictures of a start and of what follows."""
-    pictures = [picture(ask(server, 'POST', '/start', {'start': number}, **more))]
+    seen = [picture(ask(server, 'POST', '/start', {'start': number}, **more))]
     for i, action in enumerate(actions):
-        pictures.append(picture(ask(server, 'POST', '/step', {'action': action, 'frame': i}, **more)))
-    return np.stack(pictures)
+        message = {'action': action, 'frame': i}
+        seen.append(picture(ask(server, 'POST', '/step', message, **more)))
+    return np.stack(seen)
 
 
 def refuses(server, status, *args, **more):
@@ -110,7 +138,8 @@ def refuses(server, status, *args, **more):
     play(server, 0, [1])
     code, headers, body = ask(server, *args, **more)
     assert code == status, (code, body)
-    assert len(body) < 60 and b'Traceback' not in body and headers['Content-Type'].startswith('text/plain')
+    assert len(body) < 60 and b'Traceback' not in body
+    assert headers['Content-Type'].startswith('text/plain')
     assert ask(server, 'POST', '/step', {'action': 1, 'frame': 1})[0] == 200
 
 
@@ -126,23 +155,25 @@ def test_the_page(server):
     assert status == 200 and headers['Content-Type'].startswith('text/html')
     facts = json.loads(re.search(r'const world = (.*)', page)[1])
     assert facts == dict(names=NAMES, memory=2, height=16, width=16, fps=15)
-    assert not re.search(r'https?:|src=|href=|@import|url\(', page)   # it is all there is
+    assert not re.search(r'https?:|src=|href=|@import|url\(', page)  # it is all there is
     assert server.said == f'play at http://127.0.0.1:{server.port} (Ctrl-C ends)\n'
 
 
 def test_what_is_played_is_what_the_dynamics_generates(server, world, named):
-    """Frame by frame as in one go, from a held-out window, with the actions between its frames that stage 2 infers."""
+    """Frame by frame as in one go, from a held-out window, with the actions between its frames that
+    stage 2 infers."""
     actions = [1, 0, 3, 3, 2, 1]
     played = play(server, 5, actions)
     assert played.shape == (7, 16, 16, 3) and played.dtype == np.uint8
     dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
-    tokenizer, labeller, dynamics, about, recording = model.load_world(named, dataset, 'cpu')
+    tokenizer, action_model, dynamics, _, recording = load_world(named, dataset, 'cpu')
     picks = data.draw(data.windows(recording, 'val', 2), 1, 0, 5)
     clip = data.clips(recording.frames, picks, 2, 1, 'cpu')
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        taken = torch.cat([labeller.encode(clip), torch.tensor([actions])], 1)
-        tokens = dynamics.generate(tokenizer.encode(clip), taken, 2, 0.5, torch.Generator().manual_seed(5))
-        expected = data.to_uint8(tokenizer.decode(tokens))[0, 1:]
+        taken = torch.cat([action_model.encode(clip), torch.tensor([actions])], 1)
+        tokens = dynamics.generate(tokenizer.encode(clip), taken, 2, 0.5, generator)
+        expected = to_uint8(tokenizer.decode(tokens))[0, 1:]
     assert abs(played.astype(int) - expected).max() <= 1
 
 
@@ -158,13 +189,15 @@ def test_a_new_start_is_another(server):
 
 def test_each_action_is_accepted_from_the_same_start(server):
     played = [play(server, 2, [action] * 3) for action in range(4)]
-    assert all((p[0] == played[0][0]).all() for p in played) and len({p.tobytes() for p in played}) > 1
+    assert all((p[0] == played[0][0]).all() for p in played)
+    assert len({p.tobytes() for p in played}) > 1
 
 
 def test_a_second_page_takes_the_world_over(server):
     play(server, 0, [1, 1])
     play(server, 1, [1])
-    status, _, body = ask(server, 'POST', '/step', {'action': 1, 'frame': 2})      # what the first page would send next
+    # what the first page would send next
+    status, _, body = ask(server, 'POST', '/step', {'action': 1, 'frame': 2})
     assert status == 409 and b'Another page' in body
     assert ask(server, *STEP)[0] == 200
 
@@ -174,14 +207,23 @@ def test_a_second_page_takes_the_world_over(server):
 
 
 @row(40)
-@pytest.mark.parametrize('headers', [dict(Origin='http://evil.example'), dict(Origin='http://evil.example:PORT'), dict(Origin=None),
-                                     dict(Origin='null'), dict(Origin='https://127.0.0.1:PORT'), dict(Origin='http://127.0.0.1'),
-                                     dict(Origin='http://127.0.0.1:PORT.evil.example'),
-                                     dict(Origin=('http://127.0.0.1:PORT', 'http://evil.example')),
-                                     dict(Host='evil.example'), dict(Host='evil.example:PORT'), dict(Host=None), dict(Host='127.0.0.1'),
-                                     dict(Host='127.0.0.1:1'), dict(Host=('127.0.0.1:PORT', 'evil.example')),
-                                     dict(Host='evil.example:PORT', Origin='http://evil.example:PORT')],
-                         ids=lambda headers: ' '.join(f'{k}={v}' for k, v in headers.items()))
+@pytest.mark.parametrize('headers', [
+    dict(Origin='http://evil.example'),
+    dict(Origin='http://evil.example:PORT'),
+    dict(Origin=None),
+    dict(Origin='null'),
+    dict(Origin='https://127.0.0.1:PORT'),
+    dict(Origin='http://127.0.0.1'),
+    dict(Origin='http://127.0.0.1:PORT.evil.example'),
+    dict(Origin=('http://127.0.0.1:PORT', 'http://evil.example')),
+    dict(Host='evil.example'),
+    dict(Host='evil.example:PORT'),
+    dict(Host=None),
+    dict(Host='127.0.0.1'),
+    dict(Host='127.0.0.1:1'),
+    dict(Host=('127.0.0.1:PORT', 'evil.example')),
+    dict(Host='evil.example:PORT', Origin='http://evil.example:PORT'),
+], ids=lambda headers: ' '.join(f'{k}={v}' for k, v in headers.items()))
 def test_other_sites_may_not(server, headers):
     refuses(server, 403, *STEP, **headers)
     refuses(server, 403, 'POST', '/start', {'start': 7}, **headers)
@@ -195,13 +237,15 @@ def test_localhost_is_another_name_of_here(server):
 
 
 @row(40)
-@pytest.mark.parametrize('token', [None, '', 'wrong', TOKEN[:-1], TOKEN + 'x', TOKEN.upper(), (TOKEN, TOKEN), 'é'])
-def test_a_wrong_token(guarded, token):
+@pytest.mark.parametrize('token, in_query', [
+    (None, 'x'), ('', ''), ('wrong', 'wrong'), (TOKEN[:-1], TOKEN[:-1]), (TOKEN + 'x', TOKEN + 'x'),
+    (TOKEN.upper(), TOKEN.upper()), ((TOKEN, TOKEN), TOKEN * 2), ('é', 'x')])
+def test_a_wrong_token(guarded, token, in_query):
     status, headers, body = ask(guarded, *STEP, X_Token=token)
     assert (status, body) == (403, b'Forbidden.')
     assert ask(guarded, 'POST', f'/step?token={TOKEN}', STEP[2], X_Token=token)[0] == 403
-    for path in ('/', '/elsewhere'):                                  # nor does it say what there is
-        assert ask(guarded, 'GET', f'{path}?token={"x" if token in (None, "é") else token if isinstance(token, str) else TOKEN * 2}')[0] == 403
+    for path in ('/', '/elsewhere'):  # nor does it say what there is
+        assert ask(guarded, 'GET', f'{path}?token={in_query}')[0] == 403
         assert ask(guarded, 'GET', path, X_Token=TOKEN)[0] == 403
 
 
@@ -215,8 +259,10 @@ def test_the_token_opens_and_is_not_in_the_page(guarded):
 
 
 @row(40)
-@pytest.mark.parametrize('args, words', [(['--host=0.0.0.0'], ['0.0.0.0', 'found no token', '--token=']), (['--token=short'], ['token', '16']),
-                                         (['--host=0.0.0.0', f'--token={TOKEN}'], ['0.0.0.0', 'address'])])
+@pytest.mark.parametrize('args, words', [
+    (['--host=0.0.0.0'], ['0.0.0.0', 'found no token', '--token=']),
+    (['--token=short'], ['token', '16']),
+    (['--host=0.0.0.0', f'--token={TOKEN}'], ['0.0.0.0', 'address'])])
 def test_nobody_else_can_reach_it_without_a_token(world, args, words):
     refused(run('play.py', world[0], '--port=0', *args), 2, *words)
 
@@ -227,7 +273,8 @@ def test_it_listens_at_this_machine_alone(server):
         pytest.skip('asks Linux which ports are open')
     lines = [line.split() for table in ('tcp', 'tcp6') for line in open(f'/proc/net/{table}')]
     listening = [words[1] for words in lines if words[3] == '0A']
-    assert [a for a in listening if a.endswith(f':{server.port:04X}')] == [f'0100007F:{server.port:04X}']
+    port = f'{server.port:04X}'
+    assert [a for a in listening if a.endswith(f':{port}')] == [f'0100007F:{port}']
 
 
 # -----------------------------------------------------------------------------
@@ -235,40 +282,45 @@ def test_it_listens_at_this_machine_alone(server):
 
 
 @row(40)
-@pytest.mark.parametrize('message', [{'action': 999, 'frame': 1}, {'action': 4, 'frame': 1}, {'action': -1, 'frame': 1},
-                                     {'action': True, 'frame': 1}, {'action': 1.0, 'frame': 1}, {'action': 1.5, 'frame': 1},
-                                     {'action': '1', 'frame': 1}, {'action': None, 'frame': 1}, {'action': [1], 'frame': 1},
-                                     {'action': 1}, {'frame': 1}, {}, {'action': 1, 'frame': True}, {'action': 1, 'frame': -1},
-                                     {'action': 1, 'frame': 1, 'path': 'x'}, [1, 1], 1, None, 'step', b'', b'{', b'action=1&frame=1',
-                                     b'{"action": NaN, "frame": 1}', b'\xff\xfe', b'[' * 1024, b'{"a":' * 200,
-                                     b'{"action": 1' + b'0' * 990 + b', "frame": 1}'], ids=lambda message: repr(message)[:40])
+@pytest.mark.parametrize('message', [
+    {'action': 999, 'frame': 1}, {'action': 4, 'frame': 1}, {'action': -1, 'frame': 1},
+    {'action': True, 'frame': 1}, {'action': 1.0, 'frame': 1}, {'action': 1.5, 'frame': 1},
+    {'action': '1', 'frame': 1}, {'action': None, 'frame': 1}, {'action': [1], 'frame': 1},
+    {'action': 1}, {'frame': 1}, {}, {'action': 1, 'frame': True}, {'action': 1, 'frame': -1},
+    {'action': 1, 'frame': 1, 'path': 'x'}, [1, 1], 1, None, 'step', b'', b'{', b'action=1&frame=1',
+    b'{"action": NaN, "frame": 1}', b'\xff\xfe', b'[' * 1024, b'{"a":' * 200,
+    b'{"action": 1' + b'0' * 990 + b', "frame": 1}'], ids=lambda message: repr(message)[:40])
 def test_a_message_that_is_none(server, message):
     refuses(server, 400, 'POST', '/step', message)
 
 
 @row(40)
-@pytest.mark.parametrize('message', [{'start': -1}, {'start': 10 ** 6}, {'start': True}, {'start': 0.5}, {'start': 0, 'out_dir': 'x'}, {}])
+@pytest.mark.parametrize('message', [
+    {'start': -1}, {'start': 10 ** 6}, {'start': True}, {'start': 0.5},
+    {'start': 0, 'out_dir': 'x'}, {}])
 def test_a_start_that_is_none(server, message):
     refuses(server, 400, 'POST', '/start', message)
 
 
 @row(40)
-@pytest.mark.parametrize('status, length', [(411, None), (400, ''), (400, 'x'), (400, '-1'), (400, '+26'), (400, '0x1a'), (400, '2_6'),
-                                            (400, ('26', '26')), (413, '1025'), (413, '1' + '0' * 300)])
+@pytest.mark.parametrize('status, length', [
+    (411, None), (400, ''), (400, 'x'), (400, '-1'), (400, '+26'), (400, '0x1a'), (400, '2_6'),
+    (400, ('26', '26')), (413, '1025'), (413, '1' + '0' * 300)])
 def test_a_length_that_is_none(server, status, length):
     refuses(server, status, *STEP, Content_Length=length)
 
 
 @row(40)
 def test_a_megabyte_is_not_even_read(server):
-    refuses(server, 413, 'POST', '/step', b'x' * 2 ** 20, sent=b'')   # answered although nothing follows
+    refuses(server, 413, 'POST', '/step', b'x' * 2 ** 20, sent=b'')  # answered: nothing follows
     refuses(server, 413, 'POST', '/step', b'x' * 2 ** 20)
     refuses(server, 400, 'POST', '/step', b'x' * 1024)
 
 
 @row(40)
 def test_there_are_no_other_paths_and_methods(server):
-    for path in ('/play.py', '/../play.py', '/%2e%2e/play.py', '/step', '/start', '/index.html', '/out/tiny', 'http://evil.example/'):
+    for path in ('/play.py', '/../play.py', '/%2e%2e/play.py', '/step', '/start', '/index.html',
+                 '/out/tiny', 'http://evil.example/'):
         refuses(server, 404, 'GET', path)
     for path in ('/', '/step/', '/step?x', '/reload', '/upload', '/../step'):
         refuses(server, 404, 'POST', path, STEP[2])
@@ -277,41 +329,51 @@ def test_there_are_no_other_paths_and_methods(server):
 
 
 @row(40)
-@pytest.mark.parametrize('request_', [b'GET /marker HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n', b'marker / HTTP/1.1\r\n\r\n',
-                                      b'GET / marker HTTP/1.1\r\n\r\n', b'GET / HTTP/marker\r\n\r\n', b'marker\r\n\r\n',
-                                      b'GET / HTTP/1.1\r\nHost: marker\r\n\r\n', b'GET /' + b'marker' * 20_000 + b' HTTP/1.1\r\n\r\n',
-                                      b'GET / HTTP/1.1\r\nmarker: ' + b'x' * 70_000 + b'\r\n\r\n',
-                                      b'GET / HTTP/1.1\r\n' + b'marker: x\r\n' * 200 + b'\r\n',
-                                      b'POST /step HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nOrigin: http://127.0.0.1:PORT\r\n'
-                                      b'Content-Length: 6\r\n\r\nmarker',
-                                      b'GET / HTTP/9.9\r\nHost: 127.0.0.1:PORT\r\n\r\n', b'\x16\x03\x01marker\x00\r\n\r\n'],
-                         ids=lambda request_: repr(request_)[2:30])
+@pytest.mark.parametrize('request_', [
+    b'GET /marker HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n',
+    b'marker / HTTP/1.1\r\n\r\n',
+    b'GET / marker HTTP/1.1\r\n\r\n',
+    b'GET / HTTP/marker\r\n\r\n',
+    b'marker\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: marker\r\n\r\n',
+    b'GET /' + b'marker' * 20_000 + b' HTTP/1.1\r\n\r\n',
+    b'GET / HTTP/1.1\r\nmarker: ' + b'x' * 70_000 + b'\r\n\r\n',
+    b'GET / HTTP/1.1\r\n' + b'marker: x\r\n' * 200 + b'\r\n',
+    b'POST /step HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nOrigin: http://127.0.0.1:PORT\r\n'
+    b'Content-Length: 6\r\n\r\nmarker',
+    b'GET / HTTP/9.9\r\nHost: 127.0.0.1:PORT\r\n\r\n',
+    b'\x16\x03\x01marker\x00\r\n\r\n',
+], ids=lambda request_: repr(request_)[2:30])
 def test_an_answer_repeats_nothing_and_shows_nothing(server, request_):
-    with socket.create_connection(('127.0.0.1', server.port), timeout=60) as s:
+    with connect(server) as s:
         try:
             s.sendall(request_.replace(b'PORT', str(server.port).encode()))
         except ConnectionError:
             pass
         answer = s.makefile('rb').read()
     assert answer and b' 200 ' not in answer.splitlines()[0] and len(answer) < 1000
+    answer = answer.lower().replace(b"content-security-policy: default-src 'none'", b'')
     for word in (b'marker', b'Traceback', b'play.py', b'Python', b'Server:', b'BaseHTTP', b'<'):
-        assert word.lower() not in answer.lower().replace(b"content-security-policy: default-src 'none'", b'')
+        assert word.lower() not in answer
 
 
 @row(40)
 def test_the_browser_is_told_to_trust_nothing_but_the_page(server):
     _, headers, body = ask(server, 'GET', '/')
-    policy = dict(part.strip().split(' ', 1) for part in headers['Content-Security-Policy'].split(';'))
+    policy = headers['Content-Security-Policy']
+    policy = dict(part.strip().split(' ', 1) for part in policy.split(';'))
     for tag in ('script', 'style'):
-        texts = re.findall(f'<{tag}>(.*?)</{tag}>', body.decode(), re.S)     # as a browser would end it: by the first </script>
+        # as a browser would end it: by the first </script>
+        texts = re.findall(f'<{tag}>(.*?)</{tag}>', body.decode(), re.S)
         digest = base64.b64encode(hashlib.sha256(texts[0].encode()).digest()).decode()
         assert len(texts) == 1 and policy.pop(f'{tag}-src') == f"'sha256-{digest}'"
-    assert policy == {'default-src': "'none'", 'connect-src': "'self'", 'base-uri': "'none'", 'form-action': "'none'",
-                      'frame-ancestors': "'none'"}
-    for answer in ((headers,), ask(server, *STEP)[1:2], ask(server, 'GET', '/none')[1:2]):
-        assert answer[0]['X-Content-Type-Options'] == 'nosniff' and answer[0]['Cache-Control'] == 'no-store'
-        assert answer[0]['Referrer-Policy'] == 'no-referrer' and answer[0]['Server'] is None
-        assert not [name for name in answer[0] if name.startswith('Access-Control')]
+    assert policy == {'default-src': "'none'", 'connect-src': "'self'", 'base-uri': "'none'",
+                      'form-action': "'none'", 'frame-ancestors': "'none'"}
+    for headers in (headers, ask(server, *STEP)[1], ask(server, 'GET', '/none')[1]):
+        assert headers['X-Content-Type-Options'] == 'nosniff'
+        assert headers['Cache-Control'] == 'no-store'
+        assert headers['Referrer-Policy'] == 'no-referrer' and headers['Server'] is None
+        assert not [name for name in headers if name.startswith('Access-Control')]
 
 
 # -----------------------------------------------------------------------------
@@ -320,16 +382,16 @@ def test_the_browser_is_told_to_trust_nothing_but_the_page(server):
 
 @row(40)
 def test_a_slow_client_holds_nobody_up_and_is_cut_off(server):
-    """Some say nothing, some half a request; one sends a byte now and then, which no timeout of one read would ever end."""
-    slow = [socket.create_connection(('127.0.0.1', server.port), timeout=60) for _ in range(9)]
-    here = f'127.0.0.1:{server.port}'
+    """Some say nothing, some half a request; one sends a byte now and then, which no timeout of one
+    read would ever end."""
+    slow = [connect(server) for _ in range(9)]
     for s in slow[3:]:
-        s.sendall(f'POST /step HTTP/1.1\r\nHost: {here}\r\nOrigin: http://{here}\r\nContent-Length: 26\r\n'.encode())
+        s.sendall(post_head(server, 26))
     for s in slow[6:]:
         s.sendall(b'\r\n{"action"')
     play(server, 0, [1, 2])
-    assert not select.select(slow, [], [], 0)[0]                      # nobody had to be cut off before that
-    dripping, cut, deadline = slow[3], False, time.monotonic() + 30        # a header that goes on and on
+    assert not select.select(slow, [], [], 0)[0]  # nobody had to be cut off before that
+    dripping, cut, deadline = slow[3], False, time.monotonic() + 30  # its header goes on and on
     dripping.settimeout(0.3)
     while not cut and time.monotonic() < deadline:
         try:
@@ -347,7 +409,7 @@ def test_a_slow_client_holds_nobody_up_and_is_cut_off(server):
 
 @row(40)
 def test_connections_are_bounded(server):
-    many = [socket.create_connection(('127.0.0.1', server.port), timeout=60) for _ in range(80)]
+    many = [connect(server) for _ in range(80)]
     for s, answered in ((many[-1], False), (many[0], True)):
         try:
             s.sendall(f'GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n'.encode())
@@ -356,7 +418,7 @@ def test_connections_are_bounded(server):
             assert not answered
     for s in many:
         s.close()
-    for _ in range(1000):                                             # until their threads have noticed
+    for _ in range(1000):  # until their threads have noticed
         try:
             play(server, 0, [1])
             return
@@ -374,16 +436,17 @@ def test_steps_a_second_are_bounded(server):
 
 @row(40)
 def test_two_at_a_time_take_turns(server):
-    """Of requests for the same step that come together one is answered and the others are too late."""
-    here, body = f'127.0.0.1:{server.port}', b'{"action": 1, "frame": 0}'
+    """Of requests for the same step that come together one is answered and the others are too
+    late."""
+    body = b'{"action": 1, "frame": 0}'
     for _ in range(5):
         play(server, 0, [])
-        several = [socket.create_connection(('127.0.0.1', server.port), timeout=60) for _ in range(8)]
-        for part in (f'POST /step HTTP/1.1\r\nHost: {here}\r\nOrigin: http://{here}\r\nContent-Length: {len(body)}\r\n\r\n'.encode()
-                     + body[:-1], body[-1:]):
+        several = [connect(server) for _ in range(8)]
+        for part in (post_head(server, len(body)) + b'\r\n' + body[:-1], body[-1:]):
             for s in several:
                 s.sendall(part)
-        assert sorted(s.makefile('rb').readline().split()[1] for s in several) == [b'200'] + [b'409'] * 7
+        statuses = sorted(s.makefile('rb').readline().split()[1] for s in several)
+        assert statuses == [b'200'] + [b'409'] * 7
         for s in several:
             s.close()
 
@@ -395,8 +458,8 @@ def test_two_at_a_time_take_turns(server):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(world, number):
     it = serve(world[0])
-    play(it, 0, [0])                                                  # silently
-    slow = socket.create_connection(('127.0.0.1', it.port), timeout=60)
+    play(it, 0, [0])  # silently
+    slow = connect(it)
     it.process.send_signal(number)
     out, err = it.process.communicate(timeout=60)
     assert (it.process.returncode, out, err) == (0, '', '')
@@ -404,7 +467,8 @@ def test_a_signal_ends_it(world, number):
 
 
 def test_a_port_in_use(world, server):
-    refused(run('play.py', world[0], f'--port={server.port}'), 2, f'port={server.port}', 'in use', '--port=0')
+    words = f'port={server.port}', 'in use', '--port=0'
+    refused(run('play.py', world[0], f'--port={server.port}'), 2, *words)
 
 
 def test_a_world_that_is_not_there(world, tmp_path):
@@ -412,11 +476,15 @@ def test_a_world_that_is_not_there(world, tmp_path):
 
 
 def test_a_recording_that_is_none(world, tmp_path):
-    path = broken(tmp_path, 'shape')
-    refused(run('play.py', world[0], '--port=0', f'--dataset={path}'), 3, path.name, 'transpose')
+    path = tmp_path / 'shape.h5'
+    with h5py.File(path, 'w') as f:
+        f['frames'] = np.zeros((60, 3, 16, 16), np.uint8)
+    done = run('play.py', world[0], '--port=0', f'--dataset={path}')
+    refused(done, 3, path.name, 'transpose')
 
 
 def test_labels_that_are_not_there(world, tmp_path):
     ckpt = checkpoint.load(world[1] / 'dynamics' / 'best.pt')
-    out = altered(world[1], tmp_path / 'out', config={**ckpt['config'], 'action_source': 'labels'})
+    config = {**ckpt['config'], 'action_source': 'labels'}
+    out = altered(world[1], tmp_path / 'out', config=config)
     refused(run('play.py', world[0], '--port=0', f'--out_dir={out}'), 3, 'actions', 'expected')

@@ -1,4 +1,5 @@
 """What several processes share out; what they agree on is tested with two in test_training and faults."""
+
 import pytest
 import torch
 from torch import nn
@@ -6,8 +7,10 @@ from torch import nn
 from training import ranks
 
 
-@pytest.mark.parametrize('total, device_batch, world_size, shares', [
-    (8, 8, 1, (8, 1)), (8, 4, 1, (4, 2)), (8, 8, 2, (4, 1)), (8, 2, 2, (2, 2)), (2, 8, 2, (1, 1))])
+@pytest.mark.parametrize(
+    'total, device_batch, world_size, shares',
+    [(8, 8, 1, (8, 1)), (8, 4, 1, (4, 2)), (8, 8, 2, (4, 1)), (8, 2, 2, (2, 2)), (2, 8, 2, (1, 1))],
+)
 def test_a_batch_is_shared_out(total, device_batch, world_size, shares):
     assert ranks.share_out(total, device_batch, world_size) == shares
 
@@ -48,6 +51,7 @@ def test_a_trial_of_the_compiler_leaves_the_model_as_it_was(monkeypatch, capsys)
         def compiled(*args):
             model._call_impl(*args)
             raise RuntimeError('no compiler here\nand a second line')
+
         model._compiled_call_impl = compiled
 
     monkeypatch.setattr(nn.Module, 'compile', broken)
