@@ -332,9 +332,13 @@ def child(script, *argv):
     return done.returncode, done.stderr.strip()
 
 
+def keys_of_stages():
+    return {s: configurator.read_script(os.path.join(here, s + '.py'))[0] for s in stages}
+
+
 def bench_all():
     """The reports of all stages, by name; what is not trained yet is said and left out."""
-    keys = {s: configurator.read_script(os.path.join(here, s + '.py'))[0] for s in stages}
+    keys = keys_of_stages()
     strange = [a for a in rest if key_of(a) and not any(key_of(a) in k for k in keys.values())]
     reports = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -402,7 +406,6 @@ def cost(name, size, T, D, V):
     argv = [a for a in rest if not key_of(a)]
     argv += [f'--seq_len={T}', f'--n_embd={D}', f'--n_head={max(1, D // 32)}']
     levels = (4,) * round(math.log(V, 4))
-    scripts = {'tokenizer': configurator.read_script(os.path.join(here, 'tokenizer.py'))[0]}
     rng, n = np.random.default_rng(0), 20 * T
     recording = data.Dataset(
         path='random', frames=rng.integers(0, 256, (n, size, size, 3), np.uint8),
@@ -417,7 +420,7 @@ def cost(name, size, T, D, V):
         stack.enter_context(mock.patch.object(data, 'load', lambda *_: recording))
         if name == 'dynamics':
             files_alone = [a for a in rest if not key_of(a)]
-            p = configurator.resolve('tokenizer', scripts, files_alone)['patch_size']
+            p = configurator.resolve('tokenizer', keys_of_stages(), files_alone)['patch_size']
             tokenizer = model.Tokenizer(model.TokenizerConfig(size, size, p, levels, n_embd=16,
                                                               n_head=1))
             tokens = rng.integers(V, size=(n, tokenizer.n_tokens), dtype=np.int32)

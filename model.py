@@ -6,6 +6,7 @@ B clips of T frames (C,H,W in [-1,1]); N tokens (patches) per frame; D = n_embd;
 d = len(levels); nh heads of size hs. All models are trained through one contract:
 loss, metrics = model(*batch). This file imports nothing else of the repository.
 """
+import contextlib
 import functools
 import math
 import warnings
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint as compute_twice
 
 # -----------------------------------------------------------------------------
@@ -669,10 +671,22 @@ class Dynamics(nn.Module):
 # optimizers, FSDP
 
 
+class RoundedProducts(TorchDispatchMode):
+    """Inside, matrix products of bfloat16 on a CPU are computed in float32 and rounded: a CPU that
+    has no instructions for bfloat16 (x86 without AVX-512) is fifty times faster in that way."""
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        products = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
+        if f in products and args[0].dtype == torch.bfloat16 and args[0].device.type == 'cpu':
+            return f(*(x.float() for x in args), **(kwargs or {})).bfloat16()
+        return f(*args, **(kwargs or {}))
+
+
 class Optimizers:
     """
     Muon for the matrices inside the blocks (Jordan et al. 2024) and AdamW for the rest, or AdamW
     alone, as if they were one optimizer: `step`, `zero_grad`, `state_dict` and `param_groups`.
+    Muon multiplies in bfloat16.
     """
 
     def __init__(self, model, kind, learning_rate, weight_decay):
@@ -685,6 +699,9 @@ class Optimizers:
         if matrices:  # updates as large as AdamW's: one learning_rate for both
             self.each.append(torch.optim.Muon(matrices, learning_rate, weight_decay=weight_decay,
                                               adjust_lr_fn='match_rms_adamw'))
+        cpu = torch.cpu.get_capabilities()
+        has_bfloat16 = cpu.get('avx512_bw') or cpu.get('avx_ne_convert')
+        self.slow_bfloat16 = cpu.get('architecture') == 'x86_64' and not has_bfloat16
 
     @property
     def param_groups(self):
@@ -692,8 +709,9 @@ class Optimizers:
         return [group for o in self.each for group in o.param_groups]
 
     def step(self):
-        for o in self.each:
-            o.step()
+        with RoundedProducts() if self.slow_bfloat16 else contextlib.nullcontext():
+            for o in self.each:
+                o.step()
 
     def zero_grad(self, set_to_none=True):
         for o in self.each:

@@ -617,3 +617,53 @@ def test_warnings():
     assert 'one action takes over' in next(few[1].warnings({**healthy, 'val_action_entropy': 0.01}))
     assert 'does not care' in next(few[1].warnings({**healthy, 'val_shuffled_ratio': 1.0}))
     assert 'collapsed' in next(few[2].warnings({**healthy, 'val_code_usage': 1 / 16}))
+
+
+# -----------------------------------------------------------------------------
+# optimizers
+
+
+def test_products_of_bfloat16_are_those_of_float32_rounded():
+    """What Muon multiplies with on a CPU that has no instructions for bfloat16."""
+    a, b = noise(24, 40).bfloat16(), noise(40, 24, seed=1).bfloat16()
+    exact = a.float() @ b.float()
+    with models.RoundedProducts():
+        product, sum_ = a @ b, torch.addmm(a[:, :24], a, b, beta=2, alpha=3)
+        single = a.float() @ b.float()
+    assert product.dtype == sum_.dtype == torch.bfloat16 and torch.equal(single, exact)
+    assert torch.equal(product, exact.bfloat16())
+    assert torch.equal(sum_, (2 * a[:, :24].float() + 3 * exact).bfloat16())
+
+
+@pytest.mark.parametrize('slow_bfloat16', [False, True])
+def test_the_optimizers_look_like_one(slow_bfloat16):
+    m = make(Tokenizer, TokenizerConfig, height=16, width=16, n_embd=32, n_head=2, n_layer=1)
+    optimizers = models.Optimizers(m, 'muon', 0.1, 0.0)
+    optimizers.slow_bfloat16 = slow_bfloat16
+    counted = [p for group in optimizers.param_groups for p in group['params']]
+    assert len(counted) == len(list(m.parameters())) and len(optimizers.state_dict()) == 2
+    # load_state_dict replaces the groups: a learning rate that is set later must still arrive
+    for o, state in zip(optimizers.each, optimizers.state_dict()):
+        o.load_state_dict(state)
+    for group in optimizers.param_groups:
+        group['lr'] = 1e-3
+    before = {name: p.detach().clone() for name, p in m.named_parameters()}
+    m(noise(2, 2, 3, 16, 16))[0].backward()
+    optimizers.step()
+    moved = [(p - before[name]).abs().max().item() for name, p in m.named_parameters()]
+    assert 0 < max(moved) < 0.02  # at a rate of 0.1 it would be more
+    optimizers.zero_grad()
+    assert all(p.grad is None for p in m.parameters())
+
+
+def test_rounding_the_products_hardly_changes_a_step_of_muon():
+    steps = []
+    for slow_bfloat16 in (False, True):
+        m = make(Tokenizer, TokenizerConfig, height=16, width=16, n_embd=32, n_head=2, n_layer=1)
+        optimizers = models.Optimizers(m, 'muon', 0.1, 0.0)
+        optimizers.slow_bfloat16 = slow_bfloat16
+        before = m.dec_blocks[0].mlp[0].weight.detach().clone()
+        m(noise(2, 2, 3, 16, 16))[0].backward()
+        optimizers.step()
+        steps.append(m.dec_blocks[0].mlp[0].weight.detach() - before)
+    assert (steps[0] - steps[1]).norm() < 0.02 * steps[0].norm()
