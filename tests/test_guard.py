@@ -74,7 +74,7 @@ def test_the_guard_on_made_up_curves(kind, latest, figures):
 @pytest.mark.parametrize('logged, latest', [('undivided', 2500), ('divided by 4, as it was', 5000)])
 def test_the_guard_on_the_failed_run(figures, logged, latest):
     """Every update of the run that this project was started for."""
-    with lzma.open(ROOT / 'tests/logs/dynamics_diverged.csv.xz', 'rt') as f:
+    with lzma.open(ROOT / 'tests/diagnosis/logs/dynamics_diverged.csv.xz', 'rt') as f:
         losses = [
             float(r['train/loss']) * (4 if logged == 'undivided' else 1) for r in csv.DictReader(f)
         ]

@@ -1,41 +1,49 @@
 """
-How often is diagnose.py right? Simulated logs of which the truth is known; prints the table that stands in the README.
+How often is diagnose.py right? Simulated logs of which the truth is known; prints the table that
+stands in the README.
 
-    python tests/simulate.py          # 200 logs of each kind, about a minute
+    python tests/diagnosis/simulate.py          # 200 logs of each kind, 15 seconds
 """
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import diagnose
+if __name__ == '__main__':  # pytest knows where the code is
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from diagnosis import rules
+from diagnosis.log import Log
 
 VOCAB, CHANCE = 1024, math.log(1024)
 
 
 def healthy(rng, spike=None, restarts=None):
-    """A run that learns: a power law from chance down to 5%..60% of it, with noise of 2%..30%, sometimes with heavy tails; a
-    restart that does some rows again with a bump; one spike of up to x3 that recovers. Columns by name."""
+    """A run that learns: a power law from chance down to 5%..60% of it, with noise of 2%..30%,
+    sometimes with heavy tails; a restart that does some rows again with a bump; one spike of up to
+    x3 that recovers. Columns by name."""
     n, every = int(10 ** rng.uniform(2, 3.7)), int(rng.choice([1, 10, 50]))
     step = np.arange(n) * every
     floor, half = CHANCE * rng.uniform(0.05, 0.6), n * 10 ** rng.uniform(-2.5, -0.7)
     curve = floor + (CHANCE - floor) * (1 + np.arange(n) / half) ** -rng.uniform(0.5, 2)
     noise = 10 ** rng.uniform(-1.7, -0.5)
     jitter = rng.standard_normal(n) if rng.random() < 0.7 else rng.standard_t(5, n) * 0.77
-    loss = curve * np.exp(noise * jitter * np.minimum(1, np.arange(n) / 20))              # quiet at the start, as untrained models are
+    quiet = np.minimum(1, np.arange(n) / 20)  # at the start, as untrained models are
+    loss = curve * np.exp(noise * jitter * quiet)
     loss[0] = CHANCE + rng.uniform(0, 0.3)
     if rng.random() < 0.5 if spike is None else spike:
         at, length = int(rng.integers(n // 10, n)), int(rng.integers(1, max(2, n // 50)))
-        loss[at:at + length] *= 1 + rng.uniform(0.5, 2) * np.exp(-np.arange(len(loss[at:at + length])) / max(1, length / 2))
-    lr = 1e-3 * np.minimum(1, (1 + np.arange(n)) / (1 + n // 20)) * (0.55 + 0.45 * np.cos(np.pi * np.arange(n) / n))
+        rows = np.arange(len(loss[at:at + length]))
+        loss[at:at + length] *= 1 + rng.uniform(0.5, 2) * np.exp(-rows / max(1, length / 2))
+    cosine = 0.55 + 0.45 * np.cos(np.pi * np.arange(n) / n)
+    lr = 1e-3 * np.minimum(1, (1 + np.arange(n)) / (1 + n // 20)) * cosine
     for _ in range(int(rng.integers(0, 3)) if restarts is None else restarts):
         at, back = int(rng.integers(n // 5, n)), int(rng.integers(1, max(2, n // 20)))
         again = np.arange(at - back, at)
         bump = 1 + rng.uniform(0, 0.2) * np.exp(-np.arange(back) / max(1, back / 3))
-        step, lr, loss = (np.concatenate([v[:at], more, v[at:]]) for v, more in ((step, step[again]), (lr, lr[again]), (loss, loss[again] * bump)))
+        step = np.concatenate([step[:at], step[again], step[at:]])
+        lr = np.concatenate([lr[:at], lr[again], lr[at:]])
+        loss = np.concatenate([loss[:at], loss[again] * bump, loss[at:]])
     return dict(step=step.astype(float), loss=loss, lr=lr)
 
 
@@ -51,7 +59,8 @@ def slow_rise(rng):
 def sudden_jump(rng):
     """Jumps to 1.5..4 times its loss at 20%..90% of the run, and stays there."""
     log = healthy(rng, restarts=0)
-    log['loss'][int(len(log['loss']) * rng.uniform(0.2, 0.9)):] *= rng.uniform(1.5, 4)
+    at = int(len(log['loss']) * rng.uniform(0.2, 0.9))
+    log['loss'][at:] *= rng.uniform(1.5, 4)
     return log
 
 
@@ -74,13 +83,15 @@ def spikes(rng):
 
 
 def mixed_runs(rng):
-    """Two runs in one file: appended, interleaved step by step, or one that writes now its own loss and now one of another scale."""
+    """Two runs in one file: appended, interleaved step by step, or one that writes now its own loss
+    and now one of another scale."""
     log, kind = healthy(rng, restarts=0), rng.integers(3)
     if kind == 0:
         other = healthy(rng, restarts=0)
         return {k: np.concatenate([log[k], other[k]]) for k in log}
     if kind == 1:
-        return {k: np.stack([v, v * rng.uniform(0.5, 2) if k == 'loss' else v], 1).ravel() for k, v in log.items()}
+        twins = {k: v * rng.uniform(0.5, 2) if k == 'loss' else v for k, v in log.items()}
+        return {k: np.stack([v, twins[k]], 1).ravel() for k, v in log.items()}
     log['loss'][rng.random(len(log['loss'])) < 0.4] *= rng.uniform(4, 10)
     return log
 
@@ -93,17 +104,27 @@ def divided_loss(rng):
     return log
 
 
-KINDS = dict(healthy=healthy, slow_rise=slow_rise, sudden_jump=sudden_jump, collapse_to_chance=collapse_to_chance, spikes=spikes, mixed_runs=mixed_runs, divided_loss=divided_loss)
+KINDS = dict(healthy=healthy, slow_rise=slow_rise, sudden_jump=sudden_jump,
+             collapse_to_chance=collapse_to_chance, spikes=spikes, mixed_runs=mixed_runs,
+             divided_loss=divided_loss)
 # which finding means that a kind was recognised: rules, the least severity
-WANTED = dict(healthy=('', 'critical'), slow_rise=('R03', 'critical'), sudden_jump=('R03', 'critical'), collapse_to_chance=('R03 R04', 'critical'), spikes=('R11', 'warn'),
-              mixed_runs=('R12 R19', 'warn'), divided_loss=('R02', 'warn'))
+WANTED = dict(healthy=('', 'critical'), slow_rise=('R03', 'critical'),
+              sudden_jump=('R03', 'critical'), collapse_to_chance=('R03 R04', 'critical'),
+              spikes=('R11', 'warn'), mixed_runs=('R12 R19', 'warn'), divided_loss=('R02', 'warn'))
 
 
 def findings_of(columns):
     columns = {k: v.copy() for k, v in columns.items() if k != 'k'}
+    odd = dict(lines=0, cells=0, headers=0, rows=len(columns['loss']))
     with np.errstate(all='ignore'):
-        log = diagnose.read_log('simulated.csv', columns, dict(lines=0, cells=0, headers=0, rows=len(columns['loss'])))
-        return diagnose.examine(log, SimpleNamespace(vocab=(VOCAB,), total=None, n_actions=None, weights={}))
+        return rules.examine(Log('simulated.csv', columns, odd), rules.Told(vocab=(VOCAB,)))
+
+
+def is_recognised(kind, columns, findings):
+    wanted, least = WANTED[kind]
+    bad_enough = rules.SEVERITIES[rules.SEVERITIES.index(least):]
+    return any(f['rule'] in wanted.split() and f['severity'] in bad_enough
+               and f['numbers'].get('k') == columns.get('k') for f in findings)
 
 
 def rates(n, seed=0):
@@ -111,14 +132,12 @@ def rates(n, seed=0):
     found = {}
     for i, (kind, make) in enumerate(KINDS.items()):
         rng = np.random.default_rng([seed, i])
-        rules, least = WANTED[kind]
         count = dict(hit=0, critical=0, warn=0)
         for _ in range(n):
             columns = make(rng)
             findings = findings_of(columns)
-            count['hit'] += any(f['rule'] in rules.split() and diagnose.SEVERITIES.index(f['severity']) >= diagnose.SEVERITIES.index(least) and
-                                f['numbers'].get('k') == columns.get('k') for f in findings)
-            severity = diagnose.conclude(findings)[0]
+            count['hit'] += is_recognised(kind, columns, findings)
+            severity = rules.conclude(findings)[0]
             count[severity] = count.get(severity, 0) + 1
         found[kind] = {k: v / n for k, v in count.items()}
     return found
@@ -126,7 +145,11 @@ def rates(n, seed=0):
 
 if __name__ == '__main__':
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    print(f'| {n} simulated logs each | recognised by | recognised | verdict critical | verdict warn |\n|---|---|---|---|---|')
+    print(f'| {n} simulated logs each | recognised by | recognised | verdict critical | '
+          'verdict warn |\n|---|---|---|---|---|')
     for kind, rate in rates(n).items():
-        rules, hit = ' or '.join(WANTED[kind][0].split()) or '-', f'{rate["hit"]:.1%}' if WANTED[kind][0] else '-'
-        print(f'| {kind.replace("_", " ")} | {rules} | {hit} | {rate["critical"]:.1%}{" (false alarms)" * (rules == "-")} | {rate["warn"]:.1%} |')
+        by, hit, alarms = ' or '.join(WANTED[kind][0].split()), f'{rate["hit"]:.1%}', ''
+        if not by:
+            by, hit, alarms = '-', '-', ' (false alarms)'
+        print(f'| {kind.replace("_", " ")} | {by} | {hit} | {rate["critical"]:.1%}{alarms} | '
+              f'{rate["warn"]:.1%} |')

@@ -1,0 +1,1 @@
+"""What diagnose.py knows: logs of strangers, the rules, checkpoint folders, the picture."""
