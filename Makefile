@@ -1,7 +1,7 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
 # make test    a fresh machine -> .venv, the whole test suite (under 10 minutes on two cores)
 # make check   the tests that start no process (under a minute), for edit and rerun
-# make bench   how fast the stages and sampling are, for $(CONFIG) and for the shape of the failed run
+# make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
 # make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3

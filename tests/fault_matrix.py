@@ -77,6 +77,5 @@ def pytest_sessionfinish(session):
             by_row={n: ROWS[n] for n in sorted(ROWS)},
         )
         Path(path).write_text(json.dumps(result, indent=1) + '\n')
-        print(
-            f'\n{path}: {result["cases_survived"]} of {result["cases_tried"]} cases, {len(survived)} of {len(ROWS)} rows survived'
-        )
+        cases = f'{result["cases_survived"]} of {result["cases_tried"]} cases'
+        print(f'\n{path}: {cases}, {len(survived)} of {len(ROWS)} rows survived')

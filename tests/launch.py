@@ -73,8 +73,8 @@ def start(script, *args, env=(), torchrun=0, **more):
 
 
 def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
-    """Two ranks without torchrun: three seconds quicker, and the exit codes are theirs. Returns [(code, stdout, stderr)] of those waited
-    for; the others are killed then."""
+    """Two ranks without torchrun: three seconds quicker, and the exit codes are theirs. Returns
+    [(code, stdout, stderr)] of those waited for; the others are killed then."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -106,6 +106,15 @@ def run(script, *args, env=(), ranks=0, torchrun=0):
         )
     done.seconds = time.time() - t0
     return done
+
+
+def run_after(code, script, *args):
+    """A script in a process in which some Python code was run first."""
+    code += '\nimport runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, ".")'
+    code += '\nrunpy.run_path(sys.argv[0], run_name="__main__")'
+    what = process(script, *args)
+    what['args'][1:1] = ['-c', code]
+    return subprocess.run(**what, capture_output=True, timeout=240)
 
 
 def train(script, *args, **more):

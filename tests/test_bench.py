@@ -141,6 +141,7 @@ def content(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_table_of_all_stages(world, tmp_path):
     config, out, _ = world
     before = content(out)
@@ -183,6 +184,7 @@ def test_the_table_of_all_stages(world, tmp_path):
     assert all(r['frames_per_second'] == pytest.approx(r['rollouts'] / r['seconds']) for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
 def test_it_trains_as_the_script_does(bench, world, stage):
     report = bench(world[0], f'--stage={stage}', '--n_iters=2')['bench_training']()
@@ -211,6 +213,7 @@ class Waits(TorchDispatchMode):
         return f(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
 def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch):
     """Four updates of the script itself: for the numbers that all ranks decide by, after the next
@@ -243,6 +246,7 @@ def test_an_update_waits_for_the_gpu_once(bench, world, stage, monkeypatch):
     assert loop == expected
 
 
+@pytest.mark.slow
 def test_the_whole_run_is_foretold(world):
     """Minutes, how often each window is seen, and room on the disk."""
     said = train(
@@ -252,6 +256,7 @@ def test_the_whole_run_is_foretold(world):
     assert 'four checkpoints need' in said and 'MB that are free' in said
 
 
+@pytest.mark.slow
 def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):
     path, before = tmp_path / 'a.trace.json', content(world[1])
     bench(world[0], '--stage=dynamics', '--n_iters=1', f'--profile={path}')['bench_training']()
@@ -260,6 +265,7 @@ def test_a_trace_of_one_stage(bench, world, tmp_path, capsys):
     assert len(json.loads(path.read_text())['traceEvents']) > 100
 
 
+@pytest.mark.slow
 def test_it_makes_what_is_missing(bench, world, tmp_path):
     path, out = tmp_path / 'b.h5', tmp_path / 'out'
     refused(
@@ -281,6 +287,7 @@ def test_it_makes_what_is_missing(bench, world, tmp_path):
     assert times == {p: p.stat().st_mtime_ns for p in [path, *out.rglob('*')]}
 
 
+@pytest.mark.slow
 def test_how_cost_grows(bench, world, capsys):
     found = bench(world[0], '--n_iters=1')
     found['bench_scaling'].__globals__.update(
@@ -299,6 +306,7 @@ def test_how_cost_grows(bench, world, capsys):
     assert '| **exponent of width** |' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'argument, words',
     [
@@ -319,6 +327,7 @@ def test_a_wrong_setting_is_refused(bench, world, capsys, argument, words):
     )
 
 
+@pytest.mark.slow
 def test_a_profile_is_of_one_stage(world):
     refused(
         run('bench.py', world[0], '--profile=a.trace.json'),

@@ -131,12 +131,14 @@ def test_death_around_the_replace(tmp_path, monkeypatch, where):
     assert names(tmp_path) == ['ckpt_00000030.pt']
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_the_write(tmp_path):
     """SIGKILL runs no finally: the temporary stays, is never taken for a checkpoint, and goes with
     the next save."""
     checkpoint.save(tmp_path, make(10))
     code = (
-        'import os, signal, sys; sys.path[:0] = sys.argv[1:3]; from training import checkpoint; import test_checkpoint\n'
+        'import os, signal, sys; sys.path[:0] = sys.argv[1:3]\n'
+        'from training import checkpoint; import test_checkpoint\n'
         'def dies(fd): os.kill(os.getpid(), signal.SIGKILL)\n'
         'os.fsync = dies; checkpoint.save(sys.argv[3], test_checkpoint.make(20))'
     )
@@ -253,15 +255,18 @@ import resource, signal, sys
 sys.path[:0] = sys.argv[1:3]
 from training import checkpoint; import test_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for limit in (1000, 9000, int(sys.argv[4]) - 10): # bytes: it fails in the first record, in the middle, in the directory at the end
+# bytes: it fails in the first record, in the middle, in the directory at the end
+for limit in (1000, 9000, int(sys.argv[4]) - 10):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         checkpoint.save(sys.argv[3], test_checkpoint.make(20))
     except checkpoint.DiskError as e:
-        print('DiskError', len(str(e).splitlines()), 'MB free' in str(e), 'ckpt_00000020.pt' in str(e))
+        said = str(e)
+        print('DiskError', len(said.splitlines()), 'MB free' in said, 'ckpt_00000020.pt' in said)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.row(28)
 @pytest.mark.skipif(os.name == 'nt', reason='RLIMIT_FSIZE')
 def test_disk_full(tmp_path):

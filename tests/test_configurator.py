@@ -11,6 +11,8 @@ from launch import ROOT
 
 import configurator
 
+pytestmark = pytest.mark.slow  # it starts a process for every rule
+
 TOKENIZER = '''"""
 Stage one of the fake.
 

@@ -1,4 +1,5 @@
-"""What several processes share out; what they agree on is tested with two in test_training and faults."""
+"""What several processes share out. What they agree on is tested with two, in test_training and
+faults."""
 
 import pytest
 import torch

@@ -54,6 +54,7 @@ def test_nothing_is_sent_and_only_play_listens():
         assert 'import wandb' not in text.replace(asked_for, ''), path.name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_nothing_of_its_machine(world):
     """Strings of the environment, the host's name and the folder of the code: none of them is in
     the file."""

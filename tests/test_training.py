@@ -13,6 +13,8 @@ import torch
 from training import checkpoint
 from launch import STAGES, log, refused, run, train
 
+pytestmark = pytest.mark.slow
+
 
 def same(a, b, where=''):
     """Are two checkpoints bit-identical in weights and optimizer?"""

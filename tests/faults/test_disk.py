@@ -2,14 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, log, refused, run, train
+from launch import ROOT, log, refused, run, run_after, train
 
 import model
 from training import checkpoint
@@ -23,37 +21,18 @@ pytestmark = pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='RLIMIT_FSIZE')
 def test_a_full_disk_is_survived_and_after_three_failures_said(world, tmp_path):
     """No file may grow beyond 30 kB: checkpoints do not fit, the log does."""
-    code = (
-        'import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
-    )
+    code = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"""
     out = tmp_path / 'out'
     train('tokenizer.py', world[0], f'--out_dir={out}', '--max_iters=3')
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            code,
-            str(ROOT / 'tokenizer.py'),
-            str(world[0]),
-            f'--out_dir={out}',
-            '--init_from=resume',
-            '--max_iters=99',
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-    )
-    assert (
-        done.returncode == 7
-        and done.stdout.count('training goes on') == 3
-        and 'Traceback' not in done.stderr
-    ), (done.stdout + done.stderr)
-    assert (
-        checkpoint.latest(out / 'tokenizer', 'tokenizer')['iter'] == 3
-        and len(log(out, 'tokenizer')) == 12
-    )
+    more = [f'--out_dir={out}', '--init_from=resume', '--max_iters=99']
+    done = run_after(code, 'tokenizer.py', world[0], *more)
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert done.stdout.count('training goes on') == 3 and 'Traceback' not in done.stderr
+    assert checkpoint.latest(out / 'tokenizer', 'tokenizer')['iter'] == 3
+    assert len(log(out, 'tokenizer')) == 12
 
 
 @row(29)
@@ -68,21 +47,11 @@ def test_a_place_that_cannot_be_written(world, tmp_path):
 
 
 def test_a_disk_too_small_for_the_run_is_noticed_first(world, tmp_path):
-    code = 'import shutil, runpy, sys; shutil.disk_usage = lambda p: type("U", (), dict(free=1000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            code,
-            str(ROOT / 'tokenizer.py'),
-            str(world[0]),
-            f'--out_dir={tmp_path}',
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-    )
+    code = """
+import shutil
+from types import SimpleNamespace
+shutil.disk_usage = lambda path: SimpleNamespace(free=1000)"""
+    done = run_after(code, 'tokenizer.py', world[0], f'--out_dir={tmp_path}')
     refused(done, 7, 'free', 'expected')
 
 
