@@ -55,7 +55,7 @@ json = ''  # a file for the numbers
 profile = ''  # a file for a trace of three more updates, for chrome://tracing
 scaling = False  # instead: how the cost of an update grows. Random frames and tokens
 dataset = 'data/tiny.h5'
-out_dir = 'out/tiny'  # earlier stages, and for --stage=sample all; read only
+out_dir = 'out/tiny'  # earlier stages, for --stage=sample all; nothing but its cache is written
 prepare = 0  # make a recording of this frame size and barely trained stages where they are missing
 _given = sys.argv[1:]
 _own = configurator.read_script(__file__)[0]
@@ -148,6 +148,10 @@ class Stopwatch:
 
             def wishes(self):
                 return [False, False, False]
+
+            def stop_if(self, reason, state):
+                if reason:
+                    configurator.stop(runlog.EXIT_CODES[state], reason)
 
             def count(self, means):
                 watch.losses.append(means[0])
@@ -270,7 +274,8 @@ def bench_training():
         utilisation=work / spent['update'] / rate, losses=watch.losses,
         n_windows=len(s.starts['train']))
     if s.ddp:
-        del s.model  # its threads outlive the group
+        s.picture.__globals__.pop('model')  # its threads outlive the group
+        del s.model
         torch.distributed.destroy_process_group()
     if profile:
         show_trace(profiler, s.device)

@@ -4,9 +4,9 @@ Stage 3: tokens + action -> the next frame's tokens, learned by masked predictio
     python dynamics.py                                 # the built-in game, any device
     torchrun --standalone --nproc_per_node=2 dynamics.py config/zelda.py      # two GPUs
 
-Reads `dataset` and the best.pt of earlier stages. Writes out_dir/<stage>/: ckpt_*.pt, best.pt,
-log.csv, loss.png, status.json, samples/*.png. Errors that carry an exit_code end the run in their
-own words, so no `try` is needed here. `--help` lists the settings.
+Reads `dataset` (stage 3: and the best.pt of stages 1 and 2). Writes out_dir/<stage>/: ckpt_*.pt,
+best.pt, log.csv, loss.png, status.json, samples/*.png. Errors that carry an exit_code end the run
+in their own words, so no `try` is needed here. `--help` lists the settings.
 """
 import datetime
 import math
@@ -167,7 +167,7 @@ if ddp and not fsdp:
     model = DDP(model, device_ids=device_ids, forward_sync_buffers=False)
 
 # -----------------------------------------------------------------------------
-# evaluation, learning rate
+# evaluation, learning rate, order of the batches
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def batches_after(it):
 # training loop
 
 n_windows = {split: len(s) for split, s in starts.items()}
-run = RunLog(about, iter_start, n_windows, n_parameters, chance, device)
+run = RunLog(about, iter_start, n_windows, n_parameters, chance, device)  # opens its folder
 run.begin(iter_start, estimate_loss())  # before the first update: a mistake in it shows at once
 it = iter_start
 batches = batches_after(it)
@@ -225,7 +225,7 @@ while it < max_iters and run.state == 'running':
     for micro_step in range(grad_accum_steps):
         # the seed depends on the update alone, so a resumed run draws what an unbroken one would
         torch.manual_seed(data.key_seed(seed, 0, it, micro_step * world_size + rank))
-        if ddp:  # gradients are averaged over the ranks once an update
+        if ddp and not fsdp:  # the ranks average their gradients once an update
             model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         with ctx:
             loss, metrics = model(*batch)
@@ -238,7 +238,7 @@ while it < max_iters and run.state == 'running':
         grad_norm = grad_norm.full_tensor()
 
     # all that the ranks decide by, in one small all-reduce; the only time that the host waits for
-    # the GPU. The loss that is logged is the undivided mean over all ranks and micro-batches
+    # the GPU (float16 asks again). The loss is the undivided mean over ranks and micro-batches
     wishes = torch.tensor(run.wishes()).to(sums, non_blocking=True)
     agreed = ranks.all_mean(torch.cat([sums / grad_accum_steps, grad_norm[None], wishes]))
     *means, grad_norm, sigterm, sigint, save_due = agreed.tolist()
@@ -261,7 +261,7 @@ while it < max_iters and run.state == 'running':
         continue
     row, val, best = run.row(it, lr, grad_norm, metrics), {}, False
     if evaluating:
-        val, image = estimate_loss(), picture()
+        val = estimate_loss()
         best = guard.is_best(val['val_loss'], it)
         run.stop_if(guard.check_evaluation(val['val_loss']), 'diverged')
     run.log(row, val, best, raw_model.warnings(val) if val else [])
@@ -272,11 +272,12 @@ while it < max_iters and run.state == 'running':
             with run.surviving_disk_trouble(it):
                 ckpt = dict(about, iter=it, metrics={**row, **val}, **state)
                 checkpoint.save(run_dir, ckpt, keep_checkpoints, best)
-                if evaluating:
-                    pictures.save_png(os.path.join(run_dir, 'samples', f'{it:08d}.png'), image)
         run.agree_on_save(it)
-    if run.state == 'diverged' and checkpoint.make_best_the_newest(run_dir, stage):
-        if on_diverge == 'rollback' and guard.rollbacks < 2:
+    if evaluating:
+        run.save_picture(it, picture())  # drawn by every rank: fsdp takes all of them
+    if run.state == 'diverged':
+        has_best = checkpoint.make_best_the_newest(run_dir, stage)
+        if has_best and on_diverge == 'rollback' and guard.rollbacks < 2:
             diverged_at, it = it, checkpoint.roll_back(run_dir, stage, *trained)
             run.rolled_back(diverged_at, it, guard.rate, guard.rollbacks)
             batches = batches_after(it)

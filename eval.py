@@ -247,6 +247,10 @@ def best_pairs(counts):
     return max(best.values())
 
 
+def pairs_share(codes, labels):
+    return best_pairs(confusion(codes, labels)) / len(codes)
+
+
 def align(key, codes, labels):
     """Four figures on how well codes (n,) tell labels (n,), at key: nmi, accuracy ..."""
     order = np.random.default_rng([seed, 4]).permutation(len(codes))
@@ -257,7 +261,7 @@ def align(key, codes, labels):
     for name, n in (('accuracy', half), ('from_200', min(200, half))):
         votes = confusion(codes[:n], labels[:n]).argmax(1)
         measure(f'{key}.{name}', np.mean, votes[codes[n:]] == labels[n:])
-    measure(f'{key}.one_to_one', lambda c, l: best_pairs(confusion(c, l)) / len(c), codes, labels)
+    measure(f'{key}.one_to_one', pairs_share, codes, labels)
 
 
 has_labels = recording.actions is not None and recording.actions.ndim == 1

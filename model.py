@@ -304,6 +304,7 @@ class Tokenizer(nn.Module):
             yield ('every patch gets the same token: the tokenizer has collapsed. Lower '
                    'learning_rate, or look at the data')
 
+
 # -----------------------------------------------------------------------------
 # stage 2
 
@@ -438,6 +439,10 @@ class LatentActionModel(nn.Module):
         return self.fsq(self.latents(*self.compare(clip)))[1].view(len(clip), -1)
 
     def predict(self, clip, codes):
+        """`next_frames` for those outside: with FSDP their call gathers the weights first."""
+        return self.next_frames(clip, codes)
+
+    def next_frames(self, clip, codes):
         """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
         c = self.config
         x = self.embed(patchify(clip, c.patch_size)) + self.pos + self.from_code(codes)[:, :, None]
@@ -455,7 +460,7 @@ class LatentActionModel(nn.Module):
                                       reduction='none')
         motion_loss = (explained[:, 0] ** 4 * motion_loss).mean()
         # 2. frame t+1. Every transition counts the same, a step of the hero as much as a new screen
-        predicted = self.predict(clip[:, :-1], codes.view(B, T - 1, -1))
+        predicted = self.next_frames(clip[:, :-1], codes.view(B, T - 1, -1))
         error = (predicted - clip[:, 1:]).square().mean(2)
         changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()
         weight = changed / (changed.sum((2, 3), keepdim=True) + 64) + 0.1 / changed[0, 0].numel()
@@ -701,7 +706,8 @@ class Optimizers:
                                               adjust_lr_fn='match_rms_adamw'))
         cpu = torch.cpu.get_capabilities()
         has_bfloat16 = cpu.get('avx512_bw') or cpu.get('avx_ne_convert')
-        self.slow_bfloat16 = cpu.get('architecture') == 'x86_64' and not has_bfloat16
+        is_slow = cpu.get('architecture') == 'x86_64' and not has_bfloat16
+        self.slow_bfloat16 = is_slow and rest[0].device.type == 'cpu'
 
     @property
     def param_groups(self):
@@ -709,8 +715,10 @@ class Optimizers:
         return [group for o in self.each for group in o.param_groups]
 
     def step(self):
+        adamw, *muon = self.each
+        adamw.step()
         with RoundedProducts() if self.slow_bfloat16 else contextlib.nullcontext():
-            for o in self.each:
+            for o in muon:
                 o.step()
 
     def zero_grad(self, set_to_none=True):
@@ -728,7 +736,8 @@ def shard(model, device_type):
     mesh = dist.init_device_mesh(device_type, (dist.get_world_size(),))
     for m in (*(m for m in model.modules() if isinstance(m, Block)), model):
         fully_shard(m, mesh=mesh)
-    for method in ('encode', 'decode', 'predict', 'generate'):  # of pictures; called by all ranks
+    # what pictures call; never what `forward` itself calls, or its hooks would nest
+    for method in ('encode', 'decode', 'predict', 'generate'):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 

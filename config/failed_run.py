@@ -1,6 +1,6 @@
 # The shape of the run that failed, to be measured and not to be trained: 2 clips of 4 frames of
-# 128x128 an update, patch 4
-# (1024 tokens a frame), 8 blocks of width 32. Its heads of size 4 are one head of 32 here.
+# 128x128 an update, patch 4 (1024 tokens a frame), 8 blocks of width 32. Its heads of size 4 are
+# one head of 32 here.
 #
 #   python bench.py config/failed_run.py    # makes what it needs; 3 minutes on two CPU cores
 

@@ -2,12 +2,14 @@
 rate and the steps that were flagged."""
 import logging
 import math
+import os
 import warnings
 
 import numpy as np
 
 from diagnosis.figures import LR, mean_text, series
 from diagnosis.log import clean
+from files import replacing
 
 BLUE, ORANGE, RED = '#4a86c5', '#d9730d', '#c4162a'
 GREEN, PURPLE, GREY = '#6aa96a', '#8757b3', '#666666'
@@ -127,4 +129,7 @@ def plot(log, told, headline, path):
     figure.text(0.03, 0.89, clean(headline, 130), fontsize=14, color=GREY, parse_math=False)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a letter that the font lacks
-        figure.savefig(path, format='png')
+        if not os.path.isdir(os.path.dirname(path) or '.'):
+            raise OSError('there is no such folder')
+        with replacing(path) as tmp:
+            figure.savefig(tmp, format='png')

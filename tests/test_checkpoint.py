@@ -15,7 +15,7 @@ from launch import ROOT
 from files import DiskError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.runlog import open_folder
+from training.runlog import open_folder, write_status
 
 
 def make(iter=10, stage='dynamics', **changes):
@@ -318,7 +318,7 @@ def test_other_runtime_errors_are_not_the_disk(tmp_path, monkeypatch):
 
 
 def test_status(tmp_path, monkeypatch, capsys):
-    checkpoint.write_status(tmp_path / 'a', state='running', iter=3, reason=None)
+    write_status(tmp_path / 'a', state='running', iter=3, reason=None)
     assert json.loads((tmp_path / 'a/status.json').read_text()) == dict(
         state='running', iter=3, reason=None
     )
@@ -327,7 +327,7 @@ def test_status(tmp_path, monkeypatch, capsys):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(os, 'replace', refuses)
-    checkpoint.write_status(tmp_path / 'a', state='done')
+    write_status(tmp_path / 'a', state='done')
     assert 'No space left' in capsys.readouterr().out
     assert json.loads((tmp_path / 'a/status.json').read_text())['state'] == 'running' and names(
         tmp_path / 'a'

@@ -5,15 +5,9 @@ import re
 import pytest
 from launch import ROOT, STAGES
 
-TITLES = [
-    'config',
-    'distributed setup',
-    'data',
-    'model, and its picture',
-    'optimizer, resume, compile, DDP',
-    'evaluation, learning rate',
-    'training loop',
-]
+TITLES = ['config', 'distributed setup', 'data', 'model, and its picture',
+          'optimizer, resume, compile, DDP', 'evaluation, learning rate, order of the batches',
+          'training loop']
 SHARED = ['distributed setup', *TITLES[4:]]
 CURE = """
 Was the change meant? Then make it in all three scripts: copy the section from %s.py into the

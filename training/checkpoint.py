@@ -7,7 +7,6 @@ a stranger runs no code. torch's reader ignores the checksums in its own files (
 loads silently, pytorch #28858), so everything is read through zipfile first, which does not.
 """
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -114,8 +113,7 @@ def make_best_the_newest(folder, stage):
                 os.replace(path, path + '.diverged')
         path = os.path.join(folder, file_name(iter))
         if not os.path.exists(path):  # it was pruned under its own name
-            with replacing(path) as tmp:
-                shutil.copyfile(best, tmp)
+            give_second_name(best, path)
     ranks.barrier()
     return os.path.exists(best)
 
@@ -189,7 +187,7 @@ def tensors(value, where='ckpt'):
 def save(folder, ckpt, keep=3, best=False):
     """
     Writes ckpt (REQUIRED but format, which is added here) to folder/ckpt_<iter>.pt, verifies it,
-    points best.pt at it if best, and then prunes all but the newest `keep` good ones. For the
+    calls it best.pt too if best, and then prunes all but the newest `keep` good ones. For the
     master process only. Returns the path. Raises DiskError (nothing lost), CheckpointError (what
     was written does not verify), TypeError (a value that is not plain).
     """
@@ -205,7 +203,7 @@ def save(folder, ckpt, keep=3, best=False):
                 torch.save(ckpt, f)
             load(tmp, ckpt['stage'])  # what is called ckpt_*.pt has been read back once
         if best:
-            point_best_at(path)
+            give_second_name(path, os.path.join(folder, 'best.pt'))
         prune(folder, ckpt['iter'], keep)
     except (OSError, RuntimeError, DiskError) as e:
         # torch turns a failed write into a RuntimeError: "[enforce fail at inline_container.cc:672]
@@ -219,16 +217,15 @@ def save(folder, ckpt, keep=3, best=False):
     return path
 
 
-def point_best_at(path):
-    """best.pt becomes a second name for the file: that takes no space and no time, and the file
-    stays whole when the first name is pruned."""
-    best = os.path.join(os.path.dirname(path), 'best.pt')
-    tmp = f'{best}.tmp{os.getpid()}'
+def give_second_name(path, name):
+    """The file at path also gets the name: that takes no space and no time, and the file stays
+    whole when one of its names is pruned."""
+    tmp = f'{name}.tmp{os.getpid()}'
     try:
         os.link(path, tmp)
-        os.replace(tmp, best)
+        os.replace(tmp, name)
     except OSError:  # a file system without hard links
-        with replacing(best) as tmp:
+        with replacing(name) as tmp:
             shutil.copyfile(path, tmp)
 
 
@@ -257,17 +254,6 @@ def prune(folder, iter, keep):
                 continue
         verified[path] = (stat.st_mtime_ns, stat.st_size)
         good += 1
-
-
-def write_status(folder, **fields):
-    """folder/status.json = fields (state, iter, saved_iter, reason ...). Under torchrun the exit
-    code is always 1, so this file is how others learn the end of a run. Never raises for the disk:
-    training matters more."""
-    try:
-        with replacing(os.path.join(folder, 'status.json')) as tmp, open(tmp, 'w') as f:
-            f.write(json.dumps(fields, indent=1, default=str) + '\n')
-    except DiskError as e:
-        print(f'warning: status.json not written in {folder}: {e}', flush=True)
 
 
 # -----------------------------------------------------------------------------

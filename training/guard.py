@@ -8,6 +8,8 @@ WORSE_THAN_BEST = 1.3  # times the best mean
 WORSE_THAN_CHANCE = 1.05  # times the loss of a guess
 WORSE_EVALUATION = 1.5  # times the best held-out loss
 PATIENCE_EVALUATIONS = 3  # evaluations in a row
+SKIPS_IN_A_ROW = 3  # updates whose gradient was not finite
+SKIPS_IN_A_THOUSAND = 10
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Guard:
     def check_gradient(self, it):
         """For an update whose gradient is not finite. -> why the run must stop, or ''."""
         self.skipped = [i for i in self.skipped if i > it - 1000] + [it]
-        if len(self.skipped) >= 10 or self.skipped[-3:] == [it - 2, it - 1, it]:
+        in_a_row = self.skipped[-SKIPS_IN_A_ROW:] == list(range(it - SKIPS_IN_A_ROW + 1, it + 1))
+        if in_a_row or len(self.skipped) >= SKIPS_IN_A_THOUSAND:
             return (f'gradients were not finite in updates {self.skipped}\n'
                     'lower learning_rate; --init_from=resume')
         return ''
@@ -51,7 +54,7 @@ class Guard:
         self.seen += 1
         # at first a plain mean, so that there is no bias to correct
         self.ema += (loss - self.ema) / min(HORIZON, self.seen)
-        if self.seen <= min(1000, self.max_iters // 50):
+        if self.seen <= min(1000, self.max_iters // 50):  # the beginning says little
             return ''
         self.best_ema = min(self.best_ema, self.ema)
         too_high = self.ema > WORSE_THAN_BEST * self.best_ema

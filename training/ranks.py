@@ -49,7 +49,7 @@ def share_out(total_batch_size, device_batch_size, world_size):
 
 
 def set_up_device(device):
-    """Fast arithmetic."""
+    """Threads and number formats that are fast on it; a CUDA device becomes the current one."""
     if device == 'cpu':
         torch.set_flush_denormal(True)  # numbers next to zero are slow
         if 'RANK' in os.environ:  # torchrun leaves each rank with one thread

@@ -6,6 +6,7 @@ what is trained stands in the scripts.
 """
 import contextlib
 import csv
+import json
 import math
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 import configurator
+import pictures
 from files import DiskError, free_space, replacing
 from training import checkpoint, ranks
 
@@ -69,6 +71,17 @@ def cut_log(path, iter):
         f.writelines(kept)
 
 
+def write_status(folder, **fields):
+    """folder/status.json = fields (state, iter, saved_iter, reason ...). Under torchrun the exit
+    code is always 1, so this file is how others learn the end of a run. Never raises for the disk:
+    training matters more."""
+    try:
+        with replacing(os.path.join(folder, 'status.json')) as tmp, open(tmp, 'w') as f:
+            f.write(json.dumps(fields, indent=1, default=str) + '\n')
+    except DiskError as e:
+        print(f'warning: status.json not written in {folder}: {e}', flush=True)
+
+
 class RunLog:
     """
     The run as others see it. `state` is 'running' or, in the word of status.json, why not.
@@ -84,9 +97,13 @@ class RunLog:
         self.log_path = os.path.join(self.folder, 'log.csv')
         self.state, self.reason = 'running', ''
         self.signals = []  # received, and acted upon after the update
-        self.saved_iter, self.failed_saves, self.trouble = iter_start, 0, 0
+        self.sigterm = False
+        self.saved_iter, self.failed_saves, self.trouble = iter_start, 0, ''
         self.window = []  # loss and metrics of the updates since the last row
-        self.updates, self.val_columns, self.wandb = 0, [], None
+        self.updates, self.metrics, self.val_columns, self.wandb = 0, [], [], None
+        self.t_start = self.t_row = self.t_saved = time.time()
+        self.seconds = self.eta = 0.0  # of an update; until the end
+        self.n_actions = about['model_args'].get('n_actions')
         self.master = ranks.rank() == 0
         if self.master:
             resumed = self.config['init_from'] == 'resume'
@@ -97,7 +114,7 @@ class RunLog:
                 name = f'{self.config["out_dir"]}/{self.stage}'
                 self.wandb = wandb.init(project=self.config['wandb_project'], name=name,
                                         config=self.config)
-            checkpoint.write_status(self.folder, state='running', iter=iter_start)
+            write_status(self.folder, state='running', iter=iter_start)
             self.introduce(n_windows, n_parameters)
         for s in (signal.SIGTERM, signal.SIGINT):
             signal.signal(s, lambda number, frame: self.signals.append(number))
@@ -165,20 +182,22 @@ class RunLog:
         means = [math.nan] * (1 + len(metrics))
         if self.window:
             means = np.mean(self.window, 0).tolist()
-        self.window = []
+        self.window, self.metrics = [], list(metrics)
         return dict(iter=it, runtime=round(now - self.t_start, 2), loss=means[0], lr=lr,
                     grad_norm=grad_norm, **dict(zip(metrics, means[1:])))
 
     def log(self, row, val, best, warnings):
         """Prints a row and, if there was one, its evaluation; log.csv and W&B get the same."""
+        if self.master:
+            self.print_row(row, val, best, warnings)
+            self.write_row({**row, **(val or dict.fromkeys(self.val_columns, ''))})
         self.t_row = time.time()
-        if not self.master:
-            return
-        it, metrics = row['iter'], list(row)[5:]
-        parts = [f'iter {it}/{self.config["max_iters"]}', f'loss {row["loss"]:.4f}']
+
+    def print_row(self, row, val, best, warnings):
+        parts = [f'iter {row["iter"]}/{self.config["max_iters"]}', f'loss {row["loss"]:.4f}']
         if self.chance:
             parts[-1] += f' (chance {self.chance:.3f})'
-        parts += [f'{k} {row[k]:.3g}' for k in metrics]
+        parts += [f'{k} {row[k]:.3g}' for k in self.metrics]
         parts += [f'lr {row["lr"]:.1e}', f'norm {row["grad_norm"]:.2f}']
         frames = self.config['total_batch_size'] * self.config['seq_len']
         parts += [f'{1000 * self.seconds:.0f} ms', f'{frames / self.seconds:,.0f} frames/s']
@@ -186,10 +205,14 @@ class RunLog:
         self.say(' | '.join(parts))
         if val:
             parts = ['  held out', *(f'{k} {v:.4g}' for k, v in val.items())]
-            self.say(' | '.join(parts + ['best'] if best else parts))
+            if best:
+                parts.append('best')
+            self.say(' | '.join(parts))
         for sentence in warnings:
             self.say(f'  warning: {sentence}')
-        logged = {**row, **(val or dict.fromkeys(self.val_columns, ''))}
+
+    def write_row(self, logged):
+        """A row of log.csv; '' where there was no evaluation."""
         try:
             with open(self.log_path, 'a', newline='') as f:
                 if f.tell() == 0:
@@ -198,7 +221,7 @@ class RunLog:
         except OSError as e:
             self.say(f'  warning: {self.log_path}: cannot be written: {e}')
         if self.wandb:
-            self.wandb.log({k: v for k, v in logged.items() if v != ''}, step=it)
+            self.wandb.log({k: v for k, v in logged.items() if v != ''}, step=logged['iter'])
 
     # -------------------------------------------------------------------------
     # around a save
@@ -208,26 +231,26 @@ class RunLog:
         """What the block saves may fail: the reason is said, and training goes on."""
         try:
             yield
-            checkpoint.write_status(self.folder, state='running', iter=it, saved_iter=it)
+            write_status(self.folder, state='running', iter=it, saved_iter=it)
         except DiskError as e:
-            self.trouble = 1
+            self.trouble = 'disk'
             self.say(f'{e}\ntraining goes on; the next try is at the next evaluation')
         except checkpoint.CheckpointError as e:  # weights that are not finite are never written
-            self.trouble = 2
+            self.trouble = 'weights'
             self.say(e)
 
     def agree_on_save(self, it):
         """All ranks hear whether the master could save. Three failures in a row end the run, as do
         one at its end and weights that are not finite."""
-        trouble = torch.tensor(float(self.trouble), device=self.device)
-        trouble = round(ranks.all_mean(trouble).item() * ranks.world_size())
-        self.trouble, self.t_row, self.t_saved = 0, time.time(), time.time()
+        kinds = ['', 'disk', 'weights']
+        trouble = kinds[ranks.same_everywhere(kinds.index(self.trouble), self.device)]
+        self.trouble, self.t_row, self.t_saved = '', time.time(), time.time()
         if not trouble:
             self.failed_saves, self.saved_iter = 0, it
             return
         self.failed_saves += 1
         last = self.state != 'running' or it == self.config['max_iters']
-        if trouble == 2:
+        if trouble == 'weights':
             self.state = 'nonfinite'
             self.reason = (f'the weights of iter {it} are not fit to be saved; nothing was '
                            'replaced\n'
@@ -237,10 +260,19 @@ class RunLog:
             self.reason = (f'{self.failed_saves} checkpoints in a row could not be written, '
                            f'up to iter {it}')
 
+    def save_picture(self, it, image):
+        """samples/00012000.png. Training goes on without it where it cannot be written."""
+        if self.master:
+            try:
+                pictures.save_png(os.path.join(self.folder, 'samples', f'{it:08d}.png'), image)
+            except DiskError as e:
+                self.say(f'  warning: no picture: {e}')
+        self.t_row = time.time()
+
     def rolled_back(self, diverged_at, it, rate, rollbacks):
         self.say(f'iter {diverged_at}: {self.reason}\n'
                  f'rollback {rollbacks} to iter {it} at {rate} times the learning rate')
-        self.state, self.reason = 'running', ''
+        self.state, self.reason, self.t_row = 'running', '', time.time()
 
     # -------------------------------------------------------------------------
     # the end
@@ -262,17 +294,18 @@ class RunLog:
         elif self.state == 'diverged':
             self.reason += f'\nno checkpoint was written before that; start anew: {self.slower()}'
         if self.master:
-            checkpoint.write_status(self.folder, state=self.state, iter=it, reason=self.reason,
+            write_status(self.folder, state=self.state, iter=it, reason=self.reason,
                                     saved_iter=self.saved_iter, resume_from=resume_from)
-            if self.wandb:
-                self.wandb.finish()
             if self.state == 'done':
                 self.say(f'{self.stage}: {self.reason}')
             from diagnosis.rules import verdict  # takes a second
             vocab = round(math.exp(self.chance)) if self.chance else None
             picture = os.path.join(self.folder, 'loss.png')
-            self.say(verdict(self.log_path, vocab, self.config['max_iters'], picture=picture))
+            self.say(verdict(self.log_path, vocab, self.config['max_iters'], self.n_actions,
+                             picture=picture))
         ranks.barrier()  # once another rank ends, torchrun would end the master, who still writes
+        if self.wandb:
+            self.wandb.finish()
 
     def slower(self):
         """The command of this run at half the learning rate."""
