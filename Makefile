@@ -44,10 +44,10 @@ data/tiny.h5: | .venv/installed
 	touch $@
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
 
 check: .venv/installed
-	$(BIN)/python -m pytest -q tests -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -m "not slow"
 
 faults: .venv/installed
 	$(BIN)/python -m pytest -q tests --faults_only --kills=20 --faults_json=faults.json

@@ -253,8 +253,7 @@ class RunLog:
         if trouble == 'weights':
             self.state = 'nonfinite'
             self.reason = (f'the weights of iter {it} are not fit to be saved; nothing was '
-                           'replaced\n'
-                           'lower learning_rate; --init_from=resume')
+                           'replaced\nlower learning_rate; --init_from=resume')
         elif self.failed_saves >= 3 or last:
             self.state = 'io_error'
             self.reason = (f'{self.failed_saves} checkpoints in a row could not be written, '
@@ -295,7 +294,7 @@ class RunLog:
             self.reason += f'\nno checkpoint was written before that; start anew: {self.slower()}'
         if self.master:
             write_status(self.folder, state=self.state, iter=it, reason=self.reason,
-                                    saved_iter=self.saved_iter, resume_from=resume_from)
+                         saved_iter=self.saved_iter, resume_from=resume_from)
             if self.state == 'done':
                 self.say(f'{self.stage}: {self.reason}')
             from diagnosis.rules import verdict  # takes a second

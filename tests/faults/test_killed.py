@@ -168,11 +168,10 @@ def test_sigterm_to_torchrun(world, tmp_path):
 @row(10, 11)
 @pytest.mark.parametrize('kind', ['kill', 'raise'])
 def test_a_rank_dies(world, pair_of_ranks, tmp_path, kind):
-    t0 = time.time()
     done = run(
         'tokenizer.py', world[0], f'--out_dir={tmp_path}', torchrun=2, env={'FAULT': f'{kind}@5:1'}
     )
-    assert done.returncode == 1 and time.time() - t0 < 60
+    assert done.returncode == 1  # soon: `run` would not wait for a rank that hangs
     if kind == 'raise':
         assert 'a fault was asked for at iter 5' in done.stderr
     assert [i for i, _ in checkpoint.numbered(tmp_path / 'tokenizer')] == [3] and not list(

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 
 import pytest
 from ended import digest
@@ -53,10 +52,9 @@ def test_ranks_with_other_settings(world, tmp_path):
         world[0].read_text()
         + '\nimport os\nlearning_rate = 1e-3 if os.environ.get("RANK") == "1" else 2e-3\n'
     )
-    t0 = time.time()
     for code, _, said in pair('tokenizer.py', other, f'--out_dir={tmp_path / "out"}'):
         assert code == 2 and 'Traceback' not in said
-    assert time.time() - t0 < 30 and not (tmp_path / 'out').exists()
+    assert not (tmp_path / 'out').exists()
 
 
 @row(32, 35)
