@@ -27,18 +27,19 @@ LEFT_BY_A_KILLED_PROCESS = (r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv|loss\
                             r'|samples.\d+\.png)\.tmp\d+')
 
 
-def open_folder(folder, iter, need):
+def open_folder(folder, iter, disk_need):
     """
     Makes the folder of a run ready. iter: None for a new run (an earlier one is moved aside), or
-    where it goes on: log.csv is cut there, for what follows will happen again. need: bytes for its
-    checkpoints. For the master process only. Raises DiskError if the folder cannot be written or
-    has less room; then all is as it was.
+    where it goes on: log.csv is cut there, for what follows will happen again. disk_need: bytes for
+    its checkpoints. For the master process only. Raises DiskError if the folder cannot be written
+    or has less room; then all is as it was.
     """
     log = os.path.join(folder, 'log.csv')
     free = free_space(folder)
-    if free < need:
-        raise DiskError(f'{folder}: found {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB '
-                        'for four checkpoints\nmake room, or use another --out_dir')
+    if free < disk_need:
+        raise DiskError(f'{folder}: found {free / 1e6:.0f} MB free, expected '
+                        f'{disk_need / 1e6:.0f} MB for four checkpoints\n'
+                        'make room, or use another --out_dir')
     try:
         if iter is None and os.path.exists(folder):
             k = 1
@@ -107,8 +108,8 @@ class RunLog:
         self.master = ranks.rank() == 0
         if self.master:
             resumed = self.config['init_from'] == 'resume'
-            need = 4 * 12 * n_parameters  # four times weights and two moments in float32
-            open_folder(self.folder, iter_start if resumed else None, need)
+            disk_need = 4 * 12 * n_parameters  # four times weights and two moments in float32
+            open_folder(self.folder, iter_start if resumed else None, disk_need)
             if self.config['wandb_log']:
                 import wandb
                 name = f'{self.config["out_dir"]}/{self.stage}'
