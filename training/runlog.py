@@ -107,14 +107,15 @@ class RunLog:
         self.n_actions = about['model_args'].get('n_actions')
         self.master = ranks.rank() == 0
         if self.master:
-            resumed = self.config['init_from'] == 'resume'
-            disk_need = 4 * 12 * n_parameters  # four times weights and two moments in float32
-            open_folder(self.folder, iter_start if resumed else None, disk_need)
+            # W&B comes first: it may fail, and nothing has been moved yet
             if self.config['wandb_log']:
                 import wandb
                 name = f'{self.config["out_dir"]}/{self.stage}'
                 self.wandb = wandb.init(project=self.config['wandb_project'], name=name,
                                         config=self.config)
+            resumed = self.config['init_from'] == 'resume'
+            disk_need = 4 * 12 * n_parameters  # four times weights and two moments in float32
+            open_folder(self.folder, iter_start if resumed else None, disk_need)
             write_status(self.folder, state='running', iter=iter_start)
             self.introduce(n_windows, n_parameters)
         for s in (signal.SIGTERM, signal.SIGINT):
