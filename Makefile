@@ -57,7 +57,7 @@ bench: data/tiny.h5
 	$(BIN)/python bench.py config/failed_run.py
 
 gif: $(OUT)/dynamics/best.pt
-	$(BIN)/python sample.py $(CONFIG) --n_samples=3 --n_frames=45
+	$(BIN)/python sample.py $(CONFIG) --n_samples=2 --n_frames=45
 	cp $(OUT)/samples/rollout.gif dream.gif
 
 clean:
