@@ -163,7 +163,8 @@ def test_odd_input(tmp_path, name):
     content, expected, words = ODD[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     code, text, err = run(tmp_path / name)
-    assert code == expected and words in text + err, (code, text, err)
+    # wherever the lines were broken: that depends on how long the name of the folder is
+    assert code == expected and words in text + ' '.join(err.split()), (code, text, err)
     assert len(err.splitlines()) <= 4 and '\x1b' not in text + err
     assert report(tmp_path / name)[0] == code  # and that is JSON, without NaN
 
@@ -173,7 +174,8 @@ def test_other_things_than_files(tmp_path):
     assert run(tmp_path / 'folder')[0] == 3 and run(tmp_path / 'missing.csv')[0] == 3
     code, text, err = run(tmp_path / 'missing.csv', write_csv(tmp_path / 'log.csv', falling()))
     # what can be read is judged all the same
-    assert code == 3 and 'verdict: ok' in text and 'no such file' in err
+    assert code == 3 and 'verdict: ok' in text
+    assert 'no such file' in ' '.join(err.split())
     if hasattr(os, 'mkfifo'):
         os.mkfifo(tmp_path / 'pipe')
         assert run(tmp_path / 'pipe')[0] == 3
