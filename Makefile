@@ -1,5 +1,5 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
-# make test    a fresh machine -> .venv, the whole test suite (under 10 minutes on two cores)
+# make test    a fresh machine -> .venv, the whole test suite (about 10 minutes on two cores)
 # make check   the tests that start no process (under a minute), for edit and rerun
 # make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
@@ -21,7 +21,7 @@ all: say_how_long $(OUT)/dynamics/best.pt
 	@echo "play it:  $(BIN)/python play.py $(CONFIG)"
 
 say_how_long:
-	@echo "make: about 13 minutes on two CPU cores, after the installation, if nothing else runs;"
+	@echo "make: about 15 minutes on two CPU cores with AVX-512, 30 on older ones, if nothing else runs;"
 	@echo "a stage that is trained already is not trained again. It leaves .venv (1.4 GB), data/tiny.*"
 	@echo "(0.3 GB) and $(OUT) (0.2 GB), and nothing elsewhere; rm -rf takes them away."
 
