@@ -21,7 +21,7 @@ all: say_how_long $(OUT)/dynamics/best.pt
 	@echo "play it:  $(BIN)/python play.py $(CONFIG)"
 
 say_how_long:
-	@echo "make: about 15 minutes on two CPU cores with AVX-512, 30 on older ones, if nothing else runs;"
+	@echo "make: about 16 minutes on two CPU cores with AVX-512; older ones, or busy ones, need more;"
 	@echo "a stage that is trained already is not trained again. It leaves .venv (1.4 GB), data/tiny.*"
 	@echo "(0.3 GB) and $(OUT) (0.2 GB), and nothing elsewhere; rm -rf takes them away."
 

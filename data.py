@@ -48,6 +48,11 @@ class Dataset:
     data_id: str  # 16 hex digits of the content, the same however the file is compressed
     truth: dict = field(default_factory=dict)
 
+    @property
+    def has_labels(self):
+        """Are its actions whole numbers, one a frame, and so something that a code can mean?"""
+        return self.actions is not None and self.actions.ndim == 1
+
 
 def load(path, patch_size=None, master=True):
     """Opens a dataset file -> Dataset.

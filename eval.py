@@ -264,8 +264,7 @@ def align(key, codes, labels):
     measure(f'{key}.one_to_one', pairs_share, codes, labels)
 
 
-has_labels = recording.actions is not None and recording.actions.ndim == 1
-if action_source == 'latent' and has_labels and frame_stride == 1:
+if action_source == 'latent' and recording.has_labels and frame_stride == 1:
     codes, changed = [], []  # changed: share of the pixels
     with torch.no_grad(), ctx:
         for i in range(0, len(transitions), 64):

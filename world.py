@@ -62,8 +62,8 @@ def load_world(out_dir, dataset, device):
         data.refuse(dataset, f'frames of {found}',
                     f'{expected} as the tokenizer in {out_dir} was trained on', cure)
     if about['config']['action_source'] == 'labels':
-        actions, n_actions = recording.actions, dynamics.config.n_actions
-        if actions is None or actions.ndim != 1 or actions.max() >= n_actions:
+        n_actions = dynamics.config.n_actions
+        if not recording.has_labels or recording.actions.max() >= n_actions:
             data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the '
                         f'dynamics in {out_dir} was trained on', cure)
     return tokenizer, action_model, dynamics, about, recording
@@ -139,8 +139,7 @@ class Encoded:
             configurator.stop(4, f'{recording.path} has frames of {found}, the tokenizer in '
                                  f'{self.out_dir} was trained on {expected}\n'
                                  'train the tokenizer again, or use its dataset')
-        labels = recording.actions is not None and recording.actions.ndim == 1
-        if action_source == 'labels' and not (labels and self.frame_stride == 1):
+        if action_source == 'labels' and not (recording.has_labels and self.frame_stride == 1):
             configurator.stop(3, f'{recording.path}: action_source=labels needs whole-number '
                                  '"actions" in the file, and frame_stride=1\n'
                                  'use --action_source=latent')
@@ -202,8 +201,7 @@ class Encoded:
         play and for eval.py; no weight is trained on it.
         """
         names, recording = [''] * self.n_actions, self.recording
-        labels = recording.actions is not None and recording.actions.ndim == 1
-        if not labels or self.frame_stride != 1 or action_source == 'none':
+        if not recording.has_labels or self.frame_stride != 1 or action_source == 'none':
             return names
         t = data.windows(recording, 'train', 2)
         t = t[self.changes[t] > 0]

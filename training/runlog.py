@@ -104,7 +104,7 @@ class RunLog:
         self.updates, self.metrics, self.val_columns, self.wandb = 0, [], [], None
         self.t_start = self.t_row = self.t_saved = time.time()
         self.seconds = self.eta = 0.0  # of an update; until the end
-        self.n_actions = about['model_args'].get('n_actions')
+        self.model_args = about['model_args']
         self.master = ranks.rank() == 0
         if self.master:
             # W&B comes first: it may fail, and nothing has been moved yet
@@ -300,9 +300,9 @@ class RunLog:
             if self.state == 'done':
                 self.say(f'{self.stage}: {self.reason}')
             from diagnosis.rules import verdict  # takes a second
-            vocab = round(math.exp(self.chance)) if self.chance else None
             picture = os.path.join(self.folder, 'loss.png')
-            self.say(verdict(self.log_path, vocab, self.config['max_iters'], self.n_actions,
+            self.say(verdict(self.log_path, self.model_args.get('vocab_size'),
+                             self.config['max_iters'], self.model_args.get('n_actions'),
                              picture=picture))
         ranks.barrier()  # once another rank ends, torchrun would end the master, who still writes
         if self.wandb:
