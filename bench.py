@@ -44,7 +44,7 @@ import model
 import pictures
 import world
 from recordings import game
-from training import runlog
+from training import folder, runlog
 
 # -----------------------------------------------------------------------------
 # config
@@ -58,7 +58,7 @@ dataset = 'data/tiny.h5'
 out_dir = 'out/tiny'  # earlier stages, for --stage=sample all; nothing but its cache is written
 prepare = 0  # make a recording of this frame size and barely trained stages where they are missing
 _given = sys.argv[1:]
-_own = configurator.read_script(__file__)[0]
+_own = configurator.read_script(__file__).keys
 
 
 def key_of(argument):
@@ -74,8 +74,8 @@ here = os.path.dirname(os.path.abspath(__file__))
 stages = ('tokenizer', 'latent_actions', 'dynamics', 'sample')
 parts = ('data', 'forward', 'backward', 'optimizer')
 warm_up = 2  # updates, which are slower
-ddp = 'RANK' in os.environ  # started by torchrun
-master = os.environ.get('RANK', '0') == '0'
+ddp, rank, *_ = configurator.processes()  # as torchrun says
+master = rank == 0
 
 # -----------------------------------------------------------------------------
 # a clock around what a script calls
@@ -136,9 +136,9 @@ class Stopwatch:
         class SilentLog(runlog.RunLog):
             """Writes nothing, and ends the script in time."""
 
-            def __init__(self, about, iter_start, n_windows, n_parameters, chance, device):
+            def __init__(self, about, folder, iter_start, n_windows, n_parameters, chance):
                 self.state, self.last = 'running', about['config']['max_iters']
-                watch.device = device
+                watch.device = folder.device
 
             def say(self, text):
                 pass
@@ -165,10 +165,20 @@ class Stopwatch:
                 if len(watch.rows) == min(total, self.last):
                     raise Enough
 
+        class NoFolder(folder.RunFolder):
+            """Nothing is written, so nobody need own it."""
+
+            def __init__(self, out_dir, stage, device):
+                self.device = device
+
+            def goes_on(self, init_from):
+                return False
+
         scaler, tensor = torch.amp.GradScaler, torch.Tensor
         with contextlib.ExitStack() as stack:
             for owner, name, replacement in (
                     (runlog, 'RunLog', SilentLog),
+                    (folder, 'RunFolder', NoFolder),
                     (data, 'key_seed', self.around(data.key_seed, before='data')),
                     (scaler, 'scale', self.around(scaler.scale, before='forward')),
                     (tensor, 'backward', self.around(tensor.backward, after='backward')),
@@ -338,7 +348,7 @@ def child(script, *argv):
 
 
 def keys_of_stages():
-    return {s: configurator.read_script(os.path.join(here, s + '.py'))[0] for s in stages}
+    return {s: configurator.read_script(os.path.join(here, s + '.py')) for s in stages}
 
 
 def bench_all():

@@ -13,10 +13,12 @@ as a dict:
 A config file is Python and is executed, so trust it as you trust code. A plain name in it belongs
 to every script that has the key; `dynamics = dict(...)` belongs to dynamics.py alone and beats the
 plain name; _names are the file's own. The keys of all scripts are read off their sources, so every
-launch of any script checks the whole file. A mistake ends the run with exit code 2 and at most
-three lines: found, expected, cure. From here on, so does every error that carries an exit_code.
+launch of any script checks the whole file. (A copy of a script belongs to the stage that its line
+`stage = '...'` names, whatever its file is called.) A mistake ends the run with exit code 2 and at
+most three lines: found, expected, cure. From here on, so does every error with an exit_code.
 """
 import ast
+import contextlib
 import difflib
 import fnmatch
 import hashlib
@@ -29,6 +31,8 @@ import time
 import tokenize
 import traceback
 import types
+from dataclasses import dataclass
+from typing import NamedTuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -51,6 +55,7 @@ LIMITS = [
     ('learning_rate', 'in (0, 10]', lambda v: 0 < v <= 10),
     ('min_lr_frac corrupt', 'in [0, 1]', lambda v: 0 <= v <= 1),
     ('seed warmup_iters weight_decay grad_clip', '>= 0', lambda v: v >= 0),
+    ('*', 'a number of at most 2**31', lambda v: not isinstance(v, (int, float)) or v <= 2**31),
     ('temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('scene_share', 'in [0, 0.5]', lambda v: 0 <= v <= 0.5),
     ('port', '0 or in [1024, 65535]', lambda v: v == 0 or 1024 <= v <= 65535),
@@ -61,13 +66,19 @@ LIMITS = [
         lambda v: v in ('auto', 'cpu', 'cuda', 'mps')
         or v.startswith('cuda:') and v[5:].isdecimal()),
     ('dtype', *one_of('float32', 'bfloat16', 'float16')),
-    ('init_from', *one_of('scratch', 'resume')),
+    ('init_from', *one_of('scratch', 'resume', 'auto')),
     ('optimizer', *one_of('muon', 'adamw')),
     ('on_diverge', *one_of('stop', 'rollback')),
     ('action_source', *one_of('latent', 'labels', 'none')),
     ('stage', *one_of('all', 'tokenizer', 'latent_actions', 'dynamics', 'sample')),
     ('prepare', '0, or 64, 128, 192 ...', lambda v: v >= 0 and v % 64 == 0),
 ]
+
+
+# what other trainers call a key -> what it is called here
+ELSEWHERE = {'lr': 'learning_rate', 'steps': 'max_iters', 'max_steps': 'max_iters',
+             'epochs': 'max_iters', 'resume': 'init_from', 'data': 'dataset',
+             'save_interval': 'eval_interval', 'output_dir': 'out_dir'}
 
 
 class ConfigError(Exception):
@@ -84,16 +95,106 @@ def shortened(value):
 
 
 # -----------------------------------------------------------------------------
+# who started this process? It is asked here and nowhere else
+
+
+class Processes(NamedTuple):
+    """This process among those of its run."""
+    ddp: bool = False  # a launcher such as torchrun started it
+    rank: int = 0
+    local_rank: int = 0  # among those of this machine
+    world_size: int = 1
+    local_world_size: int = 1
+
+
+def processes(several=True):
+    """
+    What a launcher says in the environment -> Processes. Half of what it says is never believed: a
+    forgotten WORLD_SIZE would divide every batch and every loss. several: may this script run as
+    several processes? Raises ConfigError where it may not, and for half an environment.
+    """
+    env, script = os.environ, os.path.basename(sys.argv[0])
+    alone = f'for one process: env -u RANK -u WORLD_SIZE python {script} ...'
+    if 'RANK' not in env:
+        task, n = env.get('SLURM_PROCID', ''), env.get('SLURM_STEP_NUM_TASKS')
+        n = n or env.get('SLURM_NTASKS', '1')
+        if task and n != '1' and (several or task != '0'):
+            cure = f'srun --ntasks=1 python {script} ...'
+            if several:
+                cure = f'srun --ntasks-per-node=1 torchrun --nproc_per_node=... {script} ...'
+            raise ConfigError(f'srun has started {script} {n} times, and none of them knows of the '
+                              f'others: this is number {task}\nexpected one: {cure}')
+        n = env.get('WORLD_SIZE') or '1'
+        if several and n != '1':
+            raise ConfigError(f'found WORLD_SIZE={n} in the environment and no RANK, expected both '
+                              'or neither\n'
+                              f'for {n} processes: torchrun --standalone --nproc_per_node={n} '
+                              f'{script} ...\n{alone}')
+        return Processes()
+    needed = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'
+    missing = [name for name in needed if not env.get(name)]
+    found = f'found RANK={env["RANK"]} in the environment'
+    if not several and (missing or env['WORLD_SIZE'] != '1'):
+        if missing and env['RANK'] == '0':
+            return Processes()
+        raise ConfigError(f'{found}, but {script} is one process, and more of them would write the '
+                          f'same files\n{alone}')
+    if missing:
+        raise ConfigError(f'{found}, but no {", ".join(missing)}: no launcher says so little\n'
+                          f'for several processes: torchrun --standalone --nproc_per_node=2 '
+                          f'{script} ...\n{alone}')
+    names = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE'
+    numbers = [env.get(name) or env['WORLD_SIZE'] for name in names]
+    if all(text.isdecimal() for text in [*numbers, env['MASTER_PORT']]):
+        rank, local_rank, world_size, local_world_size = map(int, numbers)
+        if local_rank <= rank < world_size and local_rank < local_world_size <= world_size:
+            return Processes(True, rank, local_rank, world_size, local_world_size)
+    told = ', '.join(f'{name}={number}' for name, number in zip(names, numbers))
+    raise ConfigError(f'found {told}, MASTER_PORT={env["MASTER_PORT"]} in the environment\n'
+                      'expected whole numbers, LOCAL_RANK <= RANK < WORLD_SIZE, as torchrun says')
+
+
+def job():
+    """Who would start this very run again, and how often he has: {launcher: [name, tries]}."""
+    env, found = os.environ, {}
+    if 'TORCHELASTIC_RUN_ID' in env:  # its processes change, torchrun itself stays
+        name = f'{env["TORCHELASTIC_RUN_ID"]} {os.getppid()}'
+        found['torchrun'] = [name, int(env.get('TORCHELASTIC_RESTART_COUNT', 0))]
+    if 'SLURM_JOB_ID' in env:
+        found['slurm'] = [env['SLURM_JOB_ID'], int(env.get('SLURM_RESTART_COUNT', 0))]
+    return found
+
+
+def is_later_try(earlier):
+    """Has the launcher started this process again, after the one whose job() stands in
+    earlier['job'] has ended?"""
+    before = earlier.get('job') or {}
+    for launcher, (name, tries) in job().items():
+        was = before.get(launcher)
+        if was and was[0] == name and was[1] < tries:
+            return True
+    return False
+
+
+# -----------------------------------------------------------------------------
 # the keys of every script
 
 
+@dataclass
+class Script:
+    """What is read off a script: its keys are those above its call of apply."""
+    keys: dict  # key -> (default, trailing comment)
+    docstring: str
+    stage: str  # NAME if `NAME = dict(...)` in a config file is for it
+    several: bool  # does it ask for its processes, and so may run as several?
+
+
 def read_script(path):
-    """The keys of one script, {key: (default, trailing comment)}, and its docstring; (None, None)
-    if it does not call apply."""
+    """-> Script, or None if it does not call apply."""
     with open(path, encoding='utf-8') as f:
         source = f.read()
     if 'configurator.apply(' not in source:
-        return None, None
+        return None
     name = os.path.basename(path)
     try:
         tree = ast.parse(source)
@@ -102,15 +203,21 @@ def read_script(path):
                           '(every script is read for its keys)') from None
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
-    keys = {}
+    keys, script = {}, None
     for node in tree.body:
         if not isinstance(node, (ast.Assign, ast.Expr)):
             continue
         call = isinstance(node.value, ast.Call) and ast.unparse(node.value.func)
         if call == 'configurator.apply':
-            return keys, ast.get_docstring(tree) or ''
+            several = 'configurator.processes(' in source
+            script = Script(keys, ast.get_docstring(tree) or '', name[:-3], several)
+            continue
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if not isinstance(target, ast.Name) or len(node.targets) > 1 or target.id.startswith('_'):
+            continue
+        if script:  # below the settings only one thing is looked for
+            if target.id == 'stage' and isinstance(node.value, ast.Constant):
+                script.stage = node.value.value
             continue
         try:
             default = ast.literal_eval(node.value)
@@ -119,7 +226,7 @@ def read_script(path):
                               'configurator line,\nso it is a setting and must be a plain literal; '
                               f'move it below, or call it _{target.id}') from None
         keys[target.id] = default, comments.get(node.end_lineno, '')
-    return None, None
+    return script
 
 
 # -----------------------------------------------------------------------------
@@ -168,24 +275,26 @@ def check_together(config, stem):
         raise ConfigError(f'{stem}.py: n_head={n_head} does not go with n_embd={n_embd}\n'
                           f'expected n_embd to be a multiple of 4 * n_head = {4 * n_head}, '
                           f'such as {near}; change one of them')
-    if config.get('fsdp') and 'RANK' not in os.environ:
+    if config.get('fsdp') and not processes().ddp:
         raise ConfigError('fsdp=True: found one process, expected several\n'
                           'start them with torchrun, or use --fsdp=False')
 
 
-def unknown(key, owners, scripts, where, only):
-    """The ConfigError for a key that no script has, or that its owners have and the only script it
-    is meant for has not."""
+def unknown(key, owners, scripts, where, meant):
+    """The ConfigError for a key that no script has, or that its owners have and the scripts it is
+    meant for have not."""
     if owners:
         owners = ' and '.join(s + '.py' for s in owners)
-        return ConfigError(f"{where}: '{key}' is a key of {owners}, not of {only}.py")
-    legal_keys = {k for keys in scripts.values() for k in keys}
-    if not only:
-        legal_keys |= set(scripts)
-    close = difflib.get_close_matches(key, sorted(legal_keys), n=1)
+        return ConfigError(f"{where}: '{key}' is a key of {owners}, not of {meant[0]}.py")
+    legal = {k for s in meant or scripts for k in scripts[s].keys}
+    if not meant:
+        legal |= {script.stage for script in scripts.values()}
+    close = [ELSEWHERE.get(key)] if ELSEWHERE.get(key) in legal else []
+    close += sorted(k for k in legal if k.endswith('_' + key) or k.startswith(key + '_'))
+    close = close or difflib.get_close_matches(key, sorted(legal), n=1)
     cure = 'python SCRIPT.py --help lists the keys of a script'
     if close:
-        cure = f"did you mean '{close[0]}'?"
+        cure = f'did you mean {" or ".join(map(repr, close[:3]))}?'
     return ConfigError(f"{where}: no script has a key '{key}'\n{cure}")
 
 
@@ -201,7 +310,8 @@ def read_config_file(name):
         folder = os.path.join(HERE, 'config')
         names = os.listdir(folder) if os.path.isdir(folder) else []
         found = ', '.join(sorted(n for n in names if n.endswith('.py')))
-        raise ConfigError(f'there is no config file {name}\nconfig/ holds {found or "none"}')
+        raise ConfigError(f'there is no config file {os.path.abspath(name)}\n'
+                          f'{folder} holds {found or "none"}')
     namespace = {'__builtins__': __builtins__, '__file__': os.path.abspath(path)}
     try:
         with open(path, encoding='utf-8') as f:
@@ -221,21 +331,33 @@ def read_config_file(name):
 
 
 def read_argument(arg, stem, scripts):
-    """What one argument sets: [(where, key, value, only)]; only is the script it is meant for, None
-    for all that have the key."""
+    """What one argument sets: [(where, key, value, meant)]; meant are the scripts it is meant for,
+    [] for all that have the key."""
     if arg.endswith('.py') and not arg.startswith('-'):
         values = read_config_file(arg)
-        found = [(arg, key, value, None) for key, value in values.items() if key not in scripts]
+        stages = {}  # a stage -> its scripts: a copy is one, too
+        for name, script in scripts.items():
+            stages.setdefault(script.stage, []).append(name)
+        found = [(arg, key, value, []) for key, value in values.items()
+                 if key not in stages and key not in scripts]
         # dynamics = dict(...) after the plain names, to beat them
-        for script in [key for key in values if key in scripts]:
-            theirs = values[script]
+        for stage in [key for key in values if key in stages or key in scripts]:
+            theirs = values[stage]
+            if stage not in stages:
+                theirs = scripts[stage].stage
+                raise ConfigError(f'{arg}: found {stage} = ..., but {stage}.py says that its stage '
+                                  f'is {theirs!r}\nwrite {theirs} = dict(...), or change the line '
+                                  f'stage = {theirs!r} of {stage}.py')
             if not isinstance(theirs, dict):
-                raise ConfigError(f'{arg}: {script} is the name of a script\n'
+                raise ConfigError(f'{arg}: {stage} is the name of a script\n'
                                   f'found {shortened(theirs)}, '
-                                  f'expected {script} = dict(...) with keys of {script}.py')
-            found += [(f'{arg}: {script} = dict({key}=...)', str(key), value, script)
+                                  f'expected {stage} = dict(...) with keys of {stage}.py')
+            found += [(f'{arg}: {stage} = dict({key}=...)', str(key), value, stages[stage])
                       for key, value in theirs.items()]
         return found
+    if arg.startswith(('--local-rank', '--local_rank')):
+        raise ConfigError(f'found {arg}, which torch.distributed.launch adds\nuse its successor: '
+                          f'torchrun --standalone --nproc_per_node=2 {stem}.py ...')
     if not arg.startswith('--') or '=' not in arg:
         cure = f'; write {arg}=VALUE' if arg.startswith('--') else ''
         raise ConfigError(f'cannot read the argument {shortened(arg)}\n'
@@ -245,24 +367,25 @@ def read_argument(arg, stem, scripts):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if isinstance(scripts[stem].get(key, ('', ''))[0], str) and not isinstance(value, str):
+    if isinstance(scripts[stem].keys.get(key, ('', ''))[0], str) and not isinstance(value, str):
         value = text  # --out_dir=2024 needs no quotes
-    return [('command line', key, value, stem)]
+    return [('command line', key, value, [stem])]
 
 
 def resolve(stem, scripts, argv):
-    """All keys of script `stem` after the arguments. scripts is {stem: {key: (default, comment)}}.
-    Raises ConfigError."""
+    """All keys of script `stem` after the arguments. scripts is {stem: Script}. Raises
+    ConfigError."""
     config = {key: check(default, default, key, stem, stem + '.py')
-              for key, (default, _) in scripts[stem].items()}
+              for key, (default, _) in scripts[stem].keys.items()}
     settings = [setting for arg in argv for setting in read_argument(arg, stem, scripts)]
-    for where, key, value, only in settings:
-        owners = [s for s in scripts if key in scripts[s]]
-        if not owners or only and only not in owners:
-            raise unknown(key, owners, scripts, where, only)
+    for where, key, value, meant in settings:
+        owners = [s for s in scripts if key in scripts[s].keys]
+        concerned = [s for s in owners if s in meant or not meant]
+        if not concerned:
+            raise unknown(key, owners, scripts, where, meant)
         # a plain name must suit every script that has the key, not only this one
-        for s in [only] if only else owners:
-            checked = check(value, scripts[s][key][0], key, s, where)
+        for s in concerned:
+            checked = check(value, scripts[s].keys[key][0], key, s, where)
             if s == stem:
                 config[key] = checked
     check_together(config, stem)
@@ -294,17 +417,17 @@ def print_help(stem, keys, docstring):
 
 
 def stop(code, message):
-    """Ends this process with an exit code and a message, said once: by rank 0, or under torchrun by
-    a rank that fails alone."""
-    rank = int(os.environ.get('RANK', 0))
-    if rank == 0:
+    """Ends this process with an exit code and a message. Under torchrun all ranks say it once."""
+    rank = os.environ.get('RANK', '0')
+    if rank != '0':
+        message = f'rank {rank}: {message}'
+        if 'TORCHELASTIC_RUN_ID' in os.environ:
+            # torchrun ends all ranks once one has ended, so rank 0 gets time to say why. If this
+            # rank is still alive after that, rank 0 had nothing to say
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a script's own handler would sleep on
+            time.sleep(5)
+    with contextlib.suppress(OSError):  # the terminal may be gone
         print(message, file=sys.stderr, flush=True)
-    elif 'TORCHELASTIC_RUN_ID' in os.environ:
-        # torchrun ends all ranks once one has ended, so rank 0 gets time to say why. If this rank
-        # is still alive after that, rank 0 had nothing to say
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a training script's handler would sleep on
-        time.sleep(5)
-        print(f'rank {rank}: {message}', file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -313,12 +436,17 @@ def end_in_words(kind, error, trace):
     own words and that exit code; any other gets its traceback."""
     if hasattr(error, 'exit_code'):
         stop(error.exit_code, error)
+    if kind.__name__ in ('DistNetworkError', 'DistStoreError'):  # of torch, from init_process_group
+        place = ':'.join(os.environ.get(name, '') for name in ('MASTER_ADDR', 'MASTER_PORT'))
+        stop(2, f'config: the processes of this run do not find each other at {place}: '
+                f'{" ".join(str(error).split())[:160]}\nstart all of them, with one MASTER_ADDR '
+                'that each can reach and a MASTER_PORT that is free')
     sys.__excepthook__(kind, error, trace)
 
 
 def find_device(device, local_rank=None):
     """'auto', 'cpu', 'mps', 'cuda' or 'cuda:1' -> the device that is meant, of several CUDA ones
-    that of this local_rank. Ends the process if torch does not find it here."""
+    that of this local_rank. Raises ConfigError if torch does not find it here."""
     import torch
     there = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -329,10 +457,10 @@ def find_device(device, local_rank=None):
         device = f'cuda:{local_rank}'
     if device not in there:
         cure = 'use --device=auto'
-        if 'RANK' in os.environ:
+        if local_rank is not None:
             cure += ', and no more processes than GPUs'
-        stop(2, f'config: device={device!r}: torch {torch.__version__} finds no such device here\n'
-                f'expected one of {", ".join(there)}; {cure}')
+        raise ConfigError(f'device={device!r}: torch {torch.__version__} finds no such device here'
+                          f'\nexpected one of {", ".join(there)}; {cure}')
     return device
 
 
@@ -340,26 +468,31 @@ def apply(script, namespace):
     """Overrides the keys in namespace (the globals() of file `script`) from sys.argv; returns them
     all as a dict."""
     sys.excepthook = end_in_words
-    master = int(os.environ.get('RANK', 0)) == 0  # under torchrun one process speaks for all
     stem, argv = os.path.splitext(os.path.basename(script))[0], sys.argv[1:]
     paths = {os.path.join(HERE, n) for n in os.listdir(HERE) if n.endswith('.py')}
     paths = paths - {os.path.abspath(__file__)} | {os.path.abspath(script)}
     try:
         found = {os.path.basename(p)[:-3]: read_script(p) for p in sorted(paths)}
-        scripts = {s: keys for s, (keys, _) in found.items() if keys is not None}
+        scripts = {s: script for s, script in found.items() if script}
         assert stem in scripts, (f'{script} must call configurator.apply(...) by that name, '
                                  'outside of any function')
+        this = scripts[stem]
         if '--help' in argv or '-h' in argv:
-            if master:
-                print_help(stem, scripts[stem], found[stem][1])
+            if os.environ.get('RANK', '0') == '0':
+                print_help(stem, this.keys, this.docstring)
             sys.exit(0)
+        rank = processes(this.several).rank
         config = resolve(stem, scripts, argv)
     except ConfigError as e:
         stop(2, e)
     namespace.update(config)
-    if master:
+    if rank == 0:  # one process speaks for all
         defaults = resolve(stem, scripts, [])
         changed = [f'{k}={v!r}' for k, v in config.items() if v != defaults[k]]
         words = ' '.join(changed or ['defaults'])
         print(f'config: {words} ({", ".join(argv + [digest(config)])})', flush=True)
+        if this.several and this.stage != stem and this.stage in found:
+            print(f'{stem}.py is a copy of the stage {this.stage!r}: it reads {this.stage} = '
+                  f'dict(...) of a config and trains into out_dir/{this.stage}. To give it its own '
+                  f'of both, change its line stage = {this.stage!r}', flush=True)
     return config

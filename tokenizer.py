@@ -10,7 +10,6 @@ in their own words, so no `try` is needed here. `--help` lists the settings.
 """
 import datetime
 import math
-import os
 from dataclasses import asdict
 
 import torch
@@ -22,6 +21,7 @@ import data
 import pictures
 from model import Block, Optimizers, Tokenizer, TokenizerConfig, shard
 from training import checkpoint, ranks
+from training.folder import RunFolder
 from training.guard import Guard
 from training.runlog import RunLog
 
@@ -46,7 +46,7 @@ total_batch_size = 8  # clips an update, over all ranks and micro-batches
 device_batch_size = 8  # clips a micro-batch, at most
 learning_rate = 5e-3  # peak
 warmup_iters = 50
-init_from = 'scratch'  # 'scratch' (an earlier run is moved aside) or 'resume'
+init_from = 'scratch'  # (an earlier run is moved aside), 'resume', or 'auto': resume if it can
 allow_change = ''  # keys, with commas between, that a resumed run may change all the same
 on_diverge = 'stop'  # or 'rollback': on from best.pt at half the rate, at most twice
 optimizer = 'muon'  # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
@@ -76,10 +76,7 @@ stage = 'tokenizer'
 # -----------------------------------------------------------------------------
 # distributed setup
 
-ddp = 'RANK' in os.environ  # started by torchrun
-rank = int(os.environ.get('RANK', 0))
-local_rank = int(os.environ.get('LOCAL_RANK', 0))
-world_size = int(os.environ.get('WORLD_SIZE', 1))
+ddp, rank, local_rank, world_size, _ = configurator.processes()  # as torchrun says
 master_process = rank == 0
 device = configurator.find_device(device, local_rank if ddp else None)
 device_type = device.split(':')[0]
@@ -91,6 +88,7 @@ if ddp:
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=ddp_timeout))
 ctx = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 torch.manual_seed(seed)  # the same initial weights on every rank
+folder = RunFolder(out_dir, stage, device)  # nobody else may train in it
 
 # -----------------------------------------------------------------------------
 # data
@@ -134,7 +132,6 @@ def picture():
 # optimizer, resume, compile, DDP
 
 raw_model = model
-run_dir = os.path.join(out_dir, stage)
 n_parameters = sum(p.numel() for p in model.parameters())
 ranks.expect_same_start(about, checkpoint.weights_id(model.state_dict()), device)
 Block.recompute = activation_checkpointing
@@ -145,8 +142,8 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 guard = Guard(max_iters, chance)
 trained = raw_model, optimizers, scaler, guard  # what a checkpoint saves and a resumed run restores
 iter_start = 0
-if init_from == 'resume':
-    iter_start = checkpoint.resume(run_dir, about, allow_change, device, *trained)
+if folder.goes_on(init_from):
+    iter_start = checkpoint.resume(folder.path, about, allow_change, device, *trained)
 if compile:
     ranks.compile_if_it_works(model, ctx, get_batch('train', 0, 0))
 if ddp and not fsdp:
@@ -198,7 +195,7 @@ def batches_after(it):
 # training loop
 
 n_windows = {split: len(s) for split, s in starts.items()}
-run = RunLog(about, iter_start, n_windows, n_parameters, chance, device)  # opens its folder
+run = RunLog(about, folder, iter_start, n_windows, n_parameters, chance)
 run.begin(iter_start, estimate_loss())  # before the first update: a mistake in it shows at once
 it = iter_start
 batches = batches_after(it)
@@ -258,14 +255,14 @@ while it < max_iters and run.state == 'running':
         if master_process:
             with run.surviving_disk_trouble(it):
                 ckpt = dict(about, iter=it, metrics={**row, **val}, **state)
-                checkpoint.save(run_dir, ckpt, keep_checkpoints, best)
+                checkpoint.save(folder.path, ckpt, keep_checkpoints, best)
         run.agree_on_save(it)
     if evaluating:
         run.save_picture(it, picture())  # drawn by every rank: fsdp takes all of them
     if run.state == 'diverged':
-        has_best = checkpoint.make_best_the_newest(run_dir, stage)
+        has_best = checkpoint.make_best_the_newest(folder.path, stage)
         if has_best and on_diverge == 'rollback' and guard.rollbacks < 2:
-            diverged_at, it = it, checkpoint.roll_back(run_dir, stage, *trained)
+            diverged_at, it = it, checkpoint.roll_back(folder.path, stage, *trained)
             run.rolled_back(diverged_at, it, guard.rate, guard.rollbacks)
             batches = batches_after(it)
             batch = next(batches)

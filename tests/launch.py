@@ -43,8 +43,9 @@ def recording(path, n=160, size=16, compression='lzf'):
     return str(path)
 
 
-def process(script, *args, env=(), torchrun=0):
-    """What subprocess wants to know to run a script, alone or on so many ranks of torchrun."""
+def process(script, *args, env=(), torchrun=0, restarts=0):
+    """What subprocess wants to know to run a script, alone or on so many ranks of torchrun, which
+    starts them again so often when they fail."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     if 'FAULT' in dict(env):
         command.insert(1, str(ROOT / 'tests' / 'with_fault.py'))
@@ -54,6 +55,7 @@ def process(script, *args, env=(), torchrun=0):
             'torch.distributed.run',
             '--standalone',
             f'--nproc_per_node={torchrun}',
+            f'--max-restarts={restarts}',
         ]
     return dict(
         args=command,
@@ -93,7 +95,7 @@ def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
     return [(both[r].returncode, *said[r]) for r in wait_for]
 
 
-def run(script, *args, env=(), ranks=0, torchrun=0):
+def run(script, *args, env=(), ranks=0, torchrun=0, restarts=0):
     t0 = time.time()
     if ranks:
         codes, *said = zip(*pair(script, *args, env=[dict(env)] * ranks))
@@ -102,7 +104,9 @@ def run(script, *args, env=(), ranks=0, torchrun=0):
         )
     else:
         done = subprocess.run(
-            **process(script, *args, env=env, torchrun=torchrun), capture_output=True, timeout=240
+            **process(script, *args, env=env, torchrun=torchrun, restarts=restarts),
+            capture_output=True,
+            timeout=240,
         )
     done.seconds = time.time() - t0
     return done

@@ -2,6 +2,7 @@
 user launches them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ compile = True
 device = 'auto'
 dtype = 'float32'
 config = configurator.apply(__file__, globals())
+ddp, *_ = configurator.processes()
 derived = 7
 print('RESULT', repr(config))
 assert all(globals()[k] == v for k, v in config.items())
@@ -53,6 +55,23 @@ print("RESULT", config)
 '''
 
 
+LAUNCHER = (
+    'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID '
+    'SLURM_PROCID SLURM_NTASKS SLURM_STEP_NUM_TASKS SLURM_JOB_ID'
+).split()
+
+
+def rank(r, of=2):
+    """The environment of one process of several, as a launcher makes it."""
+    return dict(
+        RANK=str(r),
+        LOCAL_RANK=str(r),
+        WORLD_SIZE=str(of),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT='29500',
+    )
+
+
 @pytest.fixture
 def repo(tmp_path):
     (tmp_path / 'config').mkdir()
@@ -65,7 +84,7 @@ def repo(tmp_path):
 
 
 def launch(repo, *argv, script='tokenizer', cwd=None, **env):
-    env = {k: v for k, v in os.environ.items() if k not in ('RANK', 'TORCHELASTIC_RUN_ID')} | env
+    env = {k: v for k, v in os.environ.items() if k not in LAUNCHER} | env
     return subprocess.run(
         [sys.executable, str(repo / f'{script}.py'), *argv],
         cwd=cwd or repo,
@@ -89,7 +108,7 @@ def refused(repo, *argv, **kw):
     run = launch(repo, *argv, **kw)
     assert run.returncode == 2, (run.returncode, run.stdout, run.stderr)
     assert (
-        run.stderr.startswith('config: ')
+        re.match(r'(rank \w+: )?config: ', run.stderr)
         and 'Traceback' not in run.stderr
         and 'RESULT' not in run.stdout
     )
@@ -262,7 +281,7 @@ def test_help(repo):
         (['n_layer=4'], ["'n_layer=4'", '--key=value']),
         (['--compile'], ["'--compile'", '--compile=VALUE']),
         (['-x'], ["'-x'", '--key=value']),
-        (['config/ok.py', 'config/nowhere.py'], ['config/nowhere.py', 'config/ holds ok.py']),
+        (['config/ok.py', 'config/nowhere.py'], ['config/nowhere.py', 'config holds ok.py']),
         (['--n_layer=' + '9' * 5000], ['n_layer']),
         (['--n_layer=' + '(' * 5000], ['n_layer']),
         (['--n_layer=' + '-' * 50000 + '1'], ['n_layer']),
@@ -325,12 +344,147 @@ def test_syntax_error_in_another_script(repo):
     assert 'dynamics.py line' in refused(repo)
 
 
-def test_only_rank_0_speaks(repo):
-    silent = launch(repo, '--n_layer=x', RANK='1')
-    assert (silent.returncode, silent.stderr, silent.stdout) == (2, '', '')
-    assert refused(repo, '--n_layer=x', RANK='0')
-    assert launch(repo, '--seed=1', RANK='1').stdout.startswith('RESULT')
-    assert launch(repo, '--help', RANK='1').stdout == ''
+def test_rank_0_speaks_for_all_and_every_rank_of_its_own_mistakes(repo):
+    assert refused(repo, '--n_layer=x', **rank(0)).startswith('config: ')
+    assert refused(repo, '--n_layer=x', **rank(1)).startswith('rank 1: config: ')
+    assert launch(repo, '--seed=1', **rank(1)).stdout.startswith('RESULT')
+    assert launch(repo, '--help', **rank(1)).stdout == ''
+
+
+TORCHRUN = 'torchrun --standalone --nproc_per_node=4 tokenizer.py'
+ALONE = 'env -u RANK -u WORLD_SIZE python tokenizer.py'
+
+
+@pytest.mark.row(42)
+@pytest.mark.parametrize(
+    'env, words',
+    [
+        (dict(WORLD_SIZE='4'), ['WORLD_SIZE=4', 'no RANK', TORCHRUN, ALONE]),
+        (dict(WORLD_SIZE='4', MASTER_ADDR='node1', MASTER_PORT='29500'), ['WORLD_SIZE=4', ALONE]),
+        (dict(RANK='1'), ['rank 1: ', 'RANK=1', 'LOCAL_RANK, WORLD_SIZE, MASTER_ADDR', ALONE]),
+        (dict(RANK='0'), ['RANK=0', 'MASTER_ADDR', 'torchrun', ALONE]),
+        (rank(0) | dict(MASTER_ADDR=''), ['no MASTER_ADDR:']),
+        (rank(2), ['RANK=2', 'WORLD_SIZE=2']),
+        (rank(0) | dict(RANK='x'), ['RANK=x', 'whole numbers']),
+        (rank(0) | dict(MASTER_PORT='http'), ['MASTER_PORT=http', 'whole numbers']),
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='2'), ['2 times', '--ntasks-per-node=1 torchrun']),
+        (dict(SLURM_PROCID='1', SLURM_STEP_NUM_TASKS='2'), ['number 1', 'torchrun']),
+    ],
+)
+def test_half_of_what_a_launcher_says_is_refused(repo, env, words):
+    """Alone with the batches of a quarter, a run would report a quarter of every loss."""
+    message = refused(repo, **env)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    'env, here',
+    [
+        ({}, (False, 0, 0, 1, 1)),
+        (dict(WORLD_SIZE='1'), (False, 0, 0, 1, 1)),
+        (rank(1), (True, 1, 1, 2, 2)),
+        (rank(3, of=4) | dict(LOCAL_RANK='1', LOCAL_WORLD_SIZE='2'), (True, 3, 1, 4, 2)),
+        # a job of several tasks, in the shell of the job itself, or in one of `srun --ntasks=1`
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='4', SLURM_STEP_NUM_TASKS='1'), (False, 0, 0, 1, 1)),
+    ],
+)
+def test_what_a_launcher_says(monkeypatch, env, here):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert configurator.processes() == here
+
+
+@pytest.mark.row(42)
+@pytest.mark.parametrize(
+    'env, words',
+    [
+        (dict(RANK='1'), ['rank 1: ', 'sample.py is one process', 'python sample.py']),
+        (rank(0), ['sample.py is one process']),
+        (dict(SLURM_PROCID='1', SLURM_NTASKS='2'), ['srun --ntasks=1 python sample.py']),
+    ],
+)
+def test_a_script_that_is_one_process_is_not_started_twice(repo, env, words):
+    message = refused(repo, script='sample', **env)
+    assert all(word in message for word in words), message
+    assert (
+        launch(repo, script='sample', WORLD_SIZE='4', SLURM_PROCID='0', SLURM_NTASKS='4').returncode
+        == 0
+    )  # in the same batch script as the training
+
+
+@pytest.mark.parametrize('argument', ['--local-rank=0', '--local_rank=1'])
+def test_the_old_launcher(repo, argument):
+    assert 'torchrun --standalone --nproc_per_node=2 tokenizer.py' in refused(repo, argument)
+
+
+def test_processes_that_do_not_find_each_other_say_so(repo):
+    """What torch raises for it has no exit code of ours."""
+    error = """
+class DistNetworkError(Exception):
+    pass
+raise DistNetworkError('the client socket\\nhas timed out')
+"""
+    (repo / 'tokenizer.py').write_text((repo / 'tokenizer.py').read_text() + error)
+    done = launch(repo, **rank(0))
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert '127.0.0.1:29500: the client socket has timed out' in done.stderr
+
+
+# -----------------------------------------------------------------------------
+# a copied script
+
+
+def test_a_copy_is_the_stage_that_its_line_names(repo):
+    """`cp dynamics.py dynamics_v2.py` is the way of working: the config still reaches it."""
+    source = DYNAMICS + "stage = 'dynamics'\n"
+    (repo / 'dynamics.py').write_text(source)
+    (repo / 'dynamics_v2.py').write_text(source.replace('n_layer = 6', 'n_layer = 7\nwidth = 1'))
+    (repo / 'config/a.py').write_text('dynamics = dict(maskgit_steps=3)\n')
+    assert resolved(repo, 'config/a.py', script='dynamics_v2')['maskgit_steps'] == 3
+    said = launch(repo, 'config/a.py', script='dynamics_v2').stdout
+    assert 'dynamics_v2.py is a copy of the stage' in said and 'out_dir/dynamics.' in said
+    assert 'a copy' not in launch(repo, 'config/a.py', script='dynamics').stdout
+    (repo / 'config/b.py').write_text('dynamics = dict(width=3)\n')  # a key of the copy alone
+    assert resolved(repo, 'config/b.py', script='dynamics_v2')['width'] == 3
+
+
+def test_a_copy_with_its_own_line_is_a_stage_of_its_own(repo):
+    (repo / 'dynamics_v2.py').write_text(DYNAMICS + "stage = 'dynamics_v2'\n")
+    (repo / 'config/a.py').write_text('dynamics = dict(n_layer=3)\ndynamics_v2 = dict(n_layer=4)')
+    assert resolved(repo, 'config/a.py', script='dynamics_v2')['n_layer'] == 4
+    assert resolved(repo, 'config/a.py', script='dynamics')['n_layer'] == 3
+
+
+def test_the_name_of_a_file_that_is_no_stage(repo):
+    (repo / 'dynamics_v2.py').write_text(DYNAMICS + "stage = 'dynamics'\n")
+    (repo / 'config/a.py').write_text('dynamics_v2 = dict(n_layer=3)\n')
+    message = refused(repo, 'config/a.py')
+    assert 'write dynamics = dict(...)' in message and "stage = 'dynamics'" in message
+
+
+@pytest.mark.parametrize(
+    'argument, meant',
+    [
+        ('--lr=1', ["'learning_rate'"]),
+        ('--epochs=3', ["'max_iters'"]),
+        ('--batch_size=3', ["'device_batch_size'", "'total_batch_size'"]),
+        ('--size=3', ["'patch_size'"]),
+    ],
+)
+def test_a_key_of_other_trainers_leads_to_ours(argument, meant):
+    with pytest.raises(configurator.ConfigError) as e:
+        configurator.resolve('tokenizer', real_scripts(), [argument])
+    assert all(key in str(e.value) for key in meant), e.value
+
+
+@pytest.mark.parametrize('argument', ['--seed=12345678901234567890', '--max_iters=9999999999'])
+def test_a_number_that_torch_cannot_take(argument):
+    for stem in ('tokenizer', 'sample'):
+        if argument.startswith('--seed') or stem == 'tokenizer':
+            with pytest.raises(configurator.ConfigError, match='at most 2'):
+                configurator.resolve(stem, real_scripts(), [argument])
 
 
 def test_stop(repo):
@@ -347,7 +501,7 @@ def test_stop(repo):
         return done.returncode, done.stderr, done.stdout
 
     assert run(RANK='0') == (5, 'why\n', '')
-    assert run(RANK='1') == (5, '', '')
+    assert run(RANK='1') == (5, 'rank 1: why\n', '')  # nobody else would say it
     assert run(RANK='1', TORCHELASTIC_RUN_ID='x') == (
         5,
         'rank 1: why\n',
@@ -365,8 +519,8 @@ raise Mistake('the file is empty')
     (repo / 'tokenizer.py').write_text((repo / 'tokenizer.py').read_text() + error)
     done = launch(repo)
     assert done.returncode == 3 and done.stderr == 'the file is empty\n'
-    silent = launch(repo, RANK='1')
-    assert silent.returncode == 3 and silent.stderr == ''
+    other = launch(repo, **rank(1))
+    assert other.returncode == 3 and other.stderr == 'rank 1: the file is empty\n'
     text = (repo / 'tokenizer.py').read_text().replace('exit_code = 3', 'pass')
     (repo / 'tokenizer.py').write_text(text)
     done = launch(repo)
@@ -381,11 +535,11 @@ raise Mistake('the file is empty')
 
 def real_scripts():
     found = {
-        n[:-3]: configurator.read_script(os.path.join(ROOT, n))[0]
+        n[:-3]: configurator.read_script(os.path.join(ROOT, n))
         for n in sorted(os.listdir(ROOT))
         if n.endswith('.py') and n != 'configurator.py'
     }
-    return {stem: keys for stem, keys in found.items() if keys is not None}
+    return {stem: script for stem, script in found.items() if script}
 
 
 def test_every_config_file_suits_every_script():
@@ -402,8 +556,8 @@ def test_every_config_file_suits_every_script():
 
 def test_a_key_has_one_type_in_all_scripts():
     kinds = {}
-    for stem, keys in real_scripts().items():
-        for key, (default, _) in keys.items():
+    for stem, script in real_scripts().items():
+        for key, (default, _) in script.keys.items():
             first, kind = kinds.setdefault(key, (stem, type(default)))
             assert (
                 type(default) is kind
@@ -418,15 +572,13 @@ def test_the_device_that_is_meant(monkeypatch, asked, meant):
     assert configurator.find_device(asked) == meant
 
 
-def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+def test_a_gpu_that_is_not_there(monkeypatch):
     """Under torchrun rank 2 asks for the third one."""
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
-    monkeypatch.setenv('RANK', '0')
-    with pytest.raises(SystemExit) as stopped:
-        configurator.find_device('cuda:2')
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and all(
-        w in said
+    with pytest.raises(configurator.ConfigError) as e:
+        configurator.find_device('cuda:2', 2)
+    assert all(
+        w in str(e.value)
         for w in ("'cuda:2'", 'expected one of cuda:0, cuda:1, cpu', 'no more processes than GPUs')
     )
 

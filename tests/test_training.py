@@ -126,7 +126,8 @@ def test_scratch_moves_an_earlier_run_aside(world, tmp_path):
     shutil.copytree(out / 'tokenizer', tmp_path / 'tokenizer')
     before = (tmp_path / 'tokenizer' / 'ckpt_00000006.pt').read_bytes()
     said = train('tokenizer.py', config, f'--out_dir={tmp_path}', '--max_iters=1').stdout
-    assert 'moved the earlier run to' in said
+    assert 0 < said.find('the earlier run stays in') < said.find('iter 1/')
+    assert said.find('iter 1/') < said.find('moved the earlier run to')
     assert (tmp_path / 'tokenizer.1' / 'ckpt_00000006.pt').read_bytes() == before
     assert not (tmp_path / 'tokenizer' / 'ckpt_00000006.pt').exists()
 

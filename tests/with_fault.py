@@ -5,7 +5,7 @@ Runs a training script with a fault in it, injected from outside by wrapping wha
 
 KIND: kill, raise, sleep, nan (the loss), drift (a weight) in the forward pass of that update;
 kill_in_save (when the file is written and has no name yet), kill_before_prune. @ITER+ is from then
-on, @ITER:RANK on that rank alone.
+on, @ITER:RANK on that rank alone. Only in the first try of a launcher that starts what failed again.
 """
 import contextlib
 import math
@@ -28,6 +28,7 @@ update = 0  # that is being made
 
 def is_due(*kinds, it):
     here = rank in ('', os.environ.get('RANK', '0'))
+    here = here and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0'
     now = it >= int(at[:-1]) if at.endswith('+') else it == int(at)
     return kind in kinds and here and now
 

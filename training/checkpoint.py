@@ -78,8 +78,9 @@ def restore(ckpt, model, optimizers, scaler, guard):
 def resume(folder, about, allow_change, device, *trained):
     """Goes on from the newest good checkpoint of folder -> its iter. Rank 0 chooses, all load it.
 
-    about: what the checkpoints of this run say of it. allow_change: keys, with commas between, that
-    may differ though they decide what is trained. Raises CheckpointError if anything else does.
+    about: what the checkpoints of this run say of it; the id of its W&B run is added. allow_change:
+    keys, with commas between, that may differ though they decide what is trained. Raises
+    CheckpointError if anything else does.
     """
     iter = latest(folder, about['stage'])['iter'] if ranks.rank() == 0 else 0
     iter = ranks.same_everywhere(iter, device)
@@ -87,6 +88,7 @@ def resume(folder, about, allow_change, device, *trained):
     expect(ckpt, **{key: about[key] for key in ('model_args', 'data_id', 'parents')})
     changes = expect_config(ckpt, about['config'], allow_change.split(','))
     restore(ckpt, *trained)
+    about['wandb_id'] = ckpt.get('wandb_id', '')
     if ranks.rank() == 0:
         loss = ckpt['metrics'].get('loss', math.nan)
         print('; '.join([f'resume: {ckpt["path"]} (iter {iter}, loss {loss:.4f})', *changes]))
@@ -398,7 +400,7 @@ def latest(folder, stage=None):
             print(f'resume: skipped {reasons[-1]}; {kept}', flush=True)
     if reasons:
         raise CheckpointError(folder, 'no checkpoint is usable: ' + '; '.join(reasons), start)
-    raise CheckpointError(folder, 'there is no checkpoint to resume from', start)
+    raise CheckpointError(os.path.abspath(folder), 'there is no checkpoint to resume from', start)
 
 
 def best(folder, stage):
@@ -417,4 +419,5 @@ def best(folder, stage):
     reason = f'there is no checkpoint of stage {stage!r}'
     if reasons:
         reason = 'no checkpoint is usable: ' + '; '.join(reasons)
-    raise CheckpointError(folder, reason, f'train it with: python {stage}.py config/NAME.py')
+    raise CheckpointError(os.path.abspath(folder), reason,
+                          f'train it with: python {stage}.py config/NAME.py')

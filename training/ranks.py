@@ -52,9 +52,9 @@ def set_up_device(device):
     """Threads and number formats that are fast on it; a CUDA device becomes the current one."""
     if device == 'cpu':
         torch.set_flush_denormal(True)  # numbers next to zero are slow
-        if 'RANK' in os.environ:  # torchrun leaves each rank with one thread
-            local_world_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-            torch.set_num_threads(max(1, os.cpu_count() // local_world_size))
+        here = configurator.processes()
+        if here.ddp:  # torchrun leaves each rank with one thread
+            torch.set_num_threads(max(1, os.cpu_count() // here.local_world_size))
     if device.startswith('cuda'):
         torch.set_float32_matmul_precision('high')  # TF32
         torch.cuda.set_device(device)

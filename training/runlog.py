@@ -6,10 +6,8 @@ what is trained stands in the scripts.
 """
 import contextlib
 import csv
-import json
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -19,112 +17,76 @@ import torch
 
 import configurator
 import pictures
-from files import DiskError, free_space, replacing
+from files import DiskError
 from training import checkpoint, ranks
+from training.tracker import Tracker
 
 EXIT_CODES = {'done': 0, 'diverged': 5, 'nonfinite': 6, 'io_error': 7, 'interrupted': 130}
-LEFT_BY_A_KILLED_PROCESS = (r'(ckpt_\d+\.pt|best\.pt|status\.json|log\.csv|loss\.png'
-                            r'|samples.\d+\.png)\.tmp\d+')
-
-
-def open_folder(folder, iter, disk_need):
-    """
-    Makes the folder of a run ready. iter: None for a new run (an earlier one is moved aside), or
-    where it goes on: log.csv is cut there, for what follows will happen again. disk_need: bytes for
-    its checkpoints. For the master process only. Raises DiskError if the folder cannot be written
-    or has less room; then all is as it was.
-    """
-    log = os.path.join(folder, 'log.csv')
-    free = free_space(folder)
-    if free < disk_need:
-        raise DiskError(f'{folder}: found {free / 1e6:.0f} MB free, expected '
-                        f'{disk_need / 1e6:.0f} MB for four checkpoints\n'
-                        'make room, or use another --out_dir')
-    try:
-        if iter is None and os.path.exists(folder):
-            k = 1
-            while os.path.exists(f'{folder}.{k}'):
-                k += 1
-            os.rename(folder, f'{folder}.{k}')
-            print(f'moved the earlier run to {folder}.{k}')
-        samples = os.path.join(folder, 'samples')
-        os.makedirs(samples, exist_ok=True)
-        for name in os.listdir(folder) + [os.path.join('samples', n) for n in os.listdir(samples)]:
-            if re.fullmatch(LEFT_BY_A_KILLED_PROCESS, name):
-                os.remove(os.path.join(folder, name))
-        if os.path.exists(log):
-            cut_log(log, iter)
-    except OSError as e:
-        raise DiskError(f'{folder}: cannot be written: {e}\n'
-                        'use another --out_dir, or make it writable') from e
-
-
-def cut_log(path, iter):
-    """Leaves the rows up to iter that were written to their end."""
-    with open(path, errors='replace') as f:
-        lines = f.readlines()
-    kept = lines[:1]
-    for line in lines[1:]:
-        first = line.split(',')[0]
-        if line.endswith('\n') and first.isdecimal() and int(first) <= iter:
-            kept.append(line)
-    with replacing(path) as tmp, open(tmp, 'w') as f:
-        f.writelines(kept)
-
-
-def write_status(folder, **fields):
-    """folder/status.json = fields (state, iter, saved_iter, reason ...). Under torchrun the exit
-    code is always 1, so this file is how others learn the end of a run. Never raises for the disk:
-    training matters more."""
-    try:
-        with replacing(os.path.join(folder, 'status.json')) as tmp, open(tmp, 'w') as f:
-            f.write(json.dumps(fields, indent=1, default=str) + '\n')
-    except DiskError as e:
-        print(f'warning: status.json not written in {folder}: {e}', flush=True)
+# a connection that is lost (HUP) and a batch system's warning (USR1) end a run as TERM does
+SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
+           if hasattr(signal, name)]  # Windows lacks two
 
 
 class RunLog:
     """
     The run as others see it. `state` is 'running' or, in the word of status.json, why not.
 
-    about: what every checkpoint says of the run (stage, config ...). n_windows: of each split.
-    chance: nats, the loss of a guess, or None. Raises DiskError if its folder cannot be made.
+    about: what every checkpoint says of the run (stage, config ...); the id of its W&B run is
+    added. folder: its RunFolder, which is opened. n_windows: of each split. chance: nats, the loss
+    of a guess, or None. Raises DiskError if the folder cannot be written, ConfigError if W&B is
+    asked for and cannot be used.
     """
 
-    def __init__(self, about, iter_start, n_windows, n_parameters, chance, device):
-        self.stage, self.config = about['stage'], about['config']
-        self.chance, self.device = chance, device
-        self.folder = os.path.join(self.config['out_dir'], self.stage)
-        self.log_path = os.path.join(self.folder, 'log.csv')
+    def __init__(self, about, folder, iter_start, n_windows, n_parameters, chance):
+        self.stage, self.config, self.folder = about['stage'], about['config'], folder
+        self.chance, self.device = chance, folder.device
         self.state, self.reason = 'running', ''
         self.signals = []  # received, and acted upon after the update
         self.sigterm = False
         self.saved_iter, self.failed_saves, self.trouble = iter_start, 0, ''
         self.window = []  # loss and metrics of the updates since the last row
-        self.updates, self.metrics, self.val_columns, self.wandb = 0, [], [], None
+        self.updates, self.metrics, self.val_columns = 0, [], []
         self.t_start = self.t_row = self.t_saved = time.time()
         self.seconds = self.eta = 0.0  # of an update; until the end
         self.model_args = about['model_args']
         self.master = ranks.rank() == 0
         if self.master:
-            # W&B comes first: it may fail, and nothing has been moved yet
-            if self.config['wandb_log']:
-                import wandb
-                name = f'{self.config["out_dir"]}/{self.stage}'
-                self.wandb = wandb.init(project=self.config['wandb_project'], name=name,
-                                        config=self.config)
-            resumed = self.config['init_from'] == 'resume'
-            disk_need = 4 * 12 * n_parameters  # four times weights and two moments in float32
-            open_folder(self.folder, iter_start if resumed else None, disk_need)
-            write_status(self.folder, state='running', iter=iter_start)
-            self.introduce(n_windows, n_parameters)
-        for s in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(s, lambda number, frame: self.signals.append(number))
+            # W&B comes first: it may refuse, and nothing has been touched yet
+            self.tracker = Tracker(self.config, self.stage, about.get('wandb_id', ''))
+            about['wandb_id'] = self.tracker.id
+        folder.open(iter_start, 4 * 12 * n_parameters)  # weights, two moments in float32, 4 times
+        self.introduce(n_windows, n_parameters)
+        self.listen(sys._getframe(1).f_code)
+
+    def listen(self, script):
+        """Signals are kept for the end of an update, as long as the code `script` runs."""
+        def receive(number, frame):
+            while frame and frame.f_code is not script:
+                frame = frame.f_back
+            if frame:
+                self.signals.append(number)
+            else:  # it ended with an error, in a notebook that lives on
+                self.put_handlers_back()
+                signal.raise_signal(number)
+
+        self.handlers = {}
+        for number in SIGNALS:
+            # nohup has HUP ignored, and wants it to stay so
+            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+                self.handlers[number] = signal.signal(number, receive)
+
+    def put_handlers_back(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def say(self, text):
-        """Prints on rank 0."""
+        """Prints on rank 0. A terminal that is gone, or a pipe that was closed, may not end the
+        run: it may be on its way to save."""
         if self.master:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def introduce(self, n_windows, n_parameters):
         batch, world_size = self.config['total_batch_size'], ranks.world_size()
@@ -136,7 +98,7 @@ class RunLog:
             self.say(f'  warning: the run will see each window {passes:.0f} times; it may learn '
                      'the recording by heart. Record more, or lower max_iters')
         if self.device.startswith('cuda'):
-            used, there = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+            used, there = configurator.processes().local_world_size, torch.cuda.device_count()
             if used < there:
                 self.say(f'  warning: {used} of {there} GPUs in use; torchrun --standalone '
                          f'--nproc_per_node={there} {self.stage}.py uses all')
@@ -152,10 +114,11 @@ class RunLog:
     # in every update
 
     def wishes(self):
-        """What this rank tells the others: was it told to stop, by SIGTERM or by SIGINT, and is it
-        time to save?"""
+        """What this rank tells the others: was it told to stop, by SIGTERM or the like or by
+        SIGINT, and is it time to save?"""
         save_due = self.master and time.time() - self.t_saved > self.config['save_seconds']
-        return [signal.SIGTERM in self.signals, signal.SIGINT in self.signals, save_due]
+        sigterm = any(number != signal.SIGINT for number in self.signals)
+        return [sigterm, signal.SIGINT in self.signals, save_due]
 
     def count(self, means):
         """An update was made. means: of its loss and metrics; left out where not finite."""
@@ -215,15 +178,15 @@ class RunLog:
 
     def write_row(self, logged):
         """A row of log.csv; '' where there was no evaluation."""
+        path = self.folder.in_folder('log.csv')
         try:
-            with open(self.log_path, 'a', newline='') as f:
+            with open(path, 'a', newline='') as f:
                 if f.tell() == 0:
                     csv.writer(f).writerow(logged.keys())
                 csv.writer(f).writerow(logged.values())
         except OSError as e:
-            self.say(f'  warning: {self.log_path}: cannot be written: {e}')
-        if self.wandb:
-            self.wandb.log({k: v for k, v in logged.items() if v != ''}, step=logged['iter'])
+            self.say(f'  warning: {path}: cannot be written: {e}')
+        self.tracker.log({k: v for k, v in logged.items() if v != ''})
 
     # -------------------------------------------------------------------------
     # around a save
@@ -232,8 +195,10 @@ class RunLog:
     def surviving_disk_trouble(self, it):
         """What the block saves may fail: the reason is said, and training goes on."""
         try:
+            self.folder.lock.expect_mine()
             yield
-            write_status(self.folder, state='running', iter=it, saved_iter=it)
+            self.folder.keep()
+            self.folder.write_status(state='running', iter=it, saved_iter=it)
         except DiskError as e:
             self.trouble = 'disk'
             self.say(f'{e}\ntraining goes on; the next try is at the next evaluation')
@@ -249,6 +214,7 @@ class RunLog:
         self.trouble, self.t_row, self.t_saved = '', time.time(), time.time()
         if not trouble:
             self.failed_saves, self.saved_iter = 0, it
+            self.folder.path = self.folder.final  # on every rank: see RunFolder.keep
             return
         self.failed_saves += 1
         last = self.state != 'running' or it == self.config['max_iters']
@@ -265,12 +231,15 @@ class RunLog:
         """samples/00012000.png. Training goes on without it where it cannot be written."""
         if self.master:
             try:
-                pictures.save_png(os.path.join(self.folder, 'samples', f'{it:08d}.png'), image)
+                path = os.path.join(self.folder.path, 'samples', f'{it:08d}.png')
+                pictures.save_png(path, image)
             except DiskError as e:
                 self.say(f'  warning: no picture: {e}')
         self.t_row = time.time()
 
     def rolled_back(self, diverged_at, it, rate, rollbacks):
+        if self.master:
+            self.folder.cut_log(it)
         self.say(f'iter {diverged_at}: {self.reason}\n'
                  f'rollback {rollbacks} to iter {it} at {rate} times the learning rate')
         self.state, self.reason, self.t_row = 'running', '', time.time()
@@ -281,12 +250,12 @@ class RunLog:
     def finish(self, it, best_loss, best_iter):
         """status.json, the last words and the verdict on log.csv. Every rank calls it."""
         self.state = 'done' if self.state == 'running' else self.state
-        best_path = os.path.join(self.folder, 'best.pt')
+        best_path = self.folder.in_folder('best.pt')
         resume_from = ''
         if self.state == 'done':
             minutes = (time.time() - self.t_start) / 60
             self.reason = (f'{it} updates, {minutes:.1f} minutes, best held-out loss '
-                           f'{best_loss:.4f}; see {self.folder}')
+                           f'{best_loss:.4f}; see {self.folder.path}')
         elif self.state == 'interrupted':
             self.reason = f'stopped by a signal and saved at iter {it}; --init_from=resume goes on'
         elif self.state == 'diverged' and os.path.exists(best_path):
@@ -295,18 +264,16 @@ class RunLog:
         elif self.state == 'diverged':
             self.reason += f'\nno checkpoint was written before that; start anew: {self.slower()}'
         if self.master:
-            write_status(self.folder, state=self.state, iter=it, reason=self.reason,
-                         saved_iter=self.saved_iter, resume_from=resume_from)
+            self.folder.write_status(state=self.state, iter=it, reason=self.reason,
+                                     saved_iter=self.saved_iter, resume_from=resume_from)
             if self.state == 'done':
                 self.say(f'{self.stage}: {self.reason}')
             from diagnosis.rules import verdict  # takes a second
-            picture = os.path.join(self.folder, 'loss.png')
-            self.say(verdict(self.log_path, self.model_args.get('vocab_size'),
-                             self.config['max_iters'], self.model_args.get('n_actions'),
-                             picture=picture))
+            log, picture = self.folder.in_folder('log.csv'), self.folder.in_folder('loss.png')
+            self.say(verdict(log, self.model_args.get('vocab_size'), self.config['max_iters'],
+                             self.model_args.get('n_actions'), picture=picture))
+            self.tracker.finish()
         ranks.barrier()  # once another rank ends, torchrun would end the master, who still writes
-        if self.wandb:
-            self.wandb.finish()
 
     def slower(self):
         """The command of this run at half the learning rate."""
@@ -317,7 +284,11 @@ class RunLog:
         return f'{launch} {self.stage}.py {" ".join(sys.argv[1:])} --learning_rate={rate:g}'
 
     def exit(self):
-        """Ends the process with the exit code of the state."""
+        """Ends the process with the exit code of the state. In a notebook the process goes on, so
+        signals and the folder are given back."""
+        if self.master:
+            self.folder.release()
+        self.put_handlers_back()
         code = EXIT_CODES[self.state]
         if self.state == 'interrupted' and self.sigterm:
             code = 143

@@ -1,0 +1,215 @@
+"""Started twice, started in vain, started again; and the terminal that goes away."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from ended import digest, status, until
+from launch import log, process, refused, run, run_after, start, train
+
+from training import checkpoint
+
+row = pytest.mark.row
+pytestmark = pytest.mark.slow
+LONG = ['--max_iters=100000', '--eval_interval=100000']
+
+
+@pytest.fixture
+def trains(world, tmp_path):
+    """A run of stage 1 that has begun, and would go on for long; what its pipe says is read."""
+    p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', *LONG)
+    until(p, 'iter 2/')
+    yield p
+    p.kill()
+    p.communicate()
+
+
+# -----------------------------------------------------------------------------
+# twice
+
+
+@row(41)
+@pytest.mark.parametrize('more', [[], ['--init_from=resume'], ['--init_from=auto']])
+def test_two_runs_in_one_folder(world, trains, tmp_path, more):
+    """The second is refused, names the first and disturbs nothing; once the first was killed, it
+    may begin."""
+    done = run('tokenizer.py', world[0], f'--out_dir={tmp_path}', *more)
+    refused(done, 2, 'in use', str(trains.pid), '--out_dir')
+    trains.send_signal(signal.SIGTERM)
+    trains.communicate(timeout=60)
+    assert trains.returncode == 143 and not (tmp_path / 'tokenizer.lock').exists()
+    rows = [int(r['iter']) for r in log(tmp_path, 'tokenizer')]
+    assert rows == list(range(1, len(rows) + 1)) and digest(tmp_path)[0] == rows[-1]
+    assert sorted(os.listdir(tmp_path)) == ['tokenizer']
+    more = ['--init_from=resume', f'--max_iters={rows[-1] + 1}']
+    train('tokenizer.py', world[0], f'--out_dir={tmp_path}', *more)
+
+
+@row(41)
+def test_the_folder_of_a_killed_run_is_free(world, trains, tmp_path):
+    trains.kill()
+    trains.wait()
+    assert (tmp_path / 'tokenizer.lock').exists()
+    train('tokenizer.py', world[0], f'--out_dir={tmp_path}')
+
+
+# -----------------------------------------------------------------------------
+# in vain
+
+
+NO_WANDB = """
+import sys
+sys.modules['wandb'] = None"""
+NO_LOGIN = """
+import sys, types
+def init(**told):
+    raise RuntimeError('No API key configured. Use `wandb login` to log in.')
+sys.modules['wandb'] = wandb = types.ModuleType('wandb')
+wandb.init = init"""
+
+
+@row(43)
+@pytest.mark.parametrize(
+    'code, words', [(NO_WANDB, 'pip install wandb'), (NO_LOGIN, 'WANDB_MODE=offline')]
+)
+def test_a_start_that_w_and_b_refuses(world, tmp_path, code, words):
+    """Twice, for the second try is what a user does; the earlier run stays what it was."""
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    for _ in range(2):
+        done = run_after(code, 'dynamics.py', world[0], f'--out_dir={out}', '--wandb_log=True')
+        refused(done, 2, 'wandb_log=True', words)
+        assert sorted(os.listdir(out)) == ['cache', 'dynamics', 'latent_actions', 'tokenizer']
+    train('sample.py', world[0], f'--out_dir={out}')
+
+
+@row(43)
+@pytest.mark.parametrize('fault', ['raise@1', 'kill@2'])
+def test_a_run_that_ends_before_its_first_checkpoint(world, tmp_path, fault):
+    """Out of memory in its first update, say: sample.py finds what it found before."""
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    for _ in range(2):
+        done = run('dynamics.py', world[0], f'--out_dir={out}', env={'FAULT': fault})
+        assert done.returncode != 0
+        assert digest(out, 'dynamics') == digest(world[1], 'dynamics')
+    train('sample.py', world[0], f'--out_dir={out}')
+    train('dynamics.py', world[0], f'--out_dir={out}', '--max_iters=1')
+    assert digest(out, 'dynamics')[0] == 1 and not (out / 'dynamics.new').exists()
+
+
+# -----------------------------------------------------------------------------
+# again
+
+
+@row(44)
+def test_one_command_for_a_job_that_is_requeued(world, tmp_path):
+    """--init_from=auto begins, is stopped, and goes on; where it is done it does nothing."""
+    command = ['tokenizer.py', world[0], f'--out_dir={tmp_path}', '--init_from=auto']
+    p = start(*command, *LONG)
+    until(p, 'iter 2/')
+    p.send_signal(signal.SIGTERM)
+    p.communicate(timeout=60)
+    it = digest(tmp_path)[0]
+    said = train(*command, f'--max_iters={it + 2}').stdout
+    assert f'(iter {it}, ' in said and digest(tmp_path)[0] == it + 2
+    train(*command, f'--max_iters={it + 2}')
+    assert [int(r['iter']) for r in log(tmp_path, 'tokenizer')] == list(range(1, it + 3))
+    assert os.listdir(tmp_path) == ['tokenizer']
+
+
+@row(44)
+@pytest.mark.parametrize('at', [2, 5])
+def test_torchrun_starts_it_again(world, tmp_path, at):
+    """With --init_from=scratch, beside an earlier run: killed after its first checkpoint it goes on
+    from that, to what an unbroken run ends with; before, it begins. Never from the earlier one."""
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    train('tokenizer.py', world[0], f'--out_dir={out}', '--seed=1')
+    done = run(
+        'tokenizer.py',
+        world[0],
+        f'--out_dir={out}',
+        torchrun=1,
+        restarts=1,
+        env={'FAULT': f'kill@{at}'},
+    )
+    assert done.returncode == 0, done.stderr
+    assert ('goes on from its own checkpoint' in done.stdout) == (at == 5)
+    assert digest(out) == digest(world[1])
+    assert [int(r['iter']) for r in log(out, 'tokenizer')] == [1, 2, 3, 4, 5, 6]
+
+
+# -----------------------------------------------------------------------------
+# the terminal goes away
+
+
+@row(45)
+@pytest.mark.parametrize('number', ['SIGHUP', 'SIGUSR1'])
+def test_a_lost_connection_and_a_warning_are_as_sigterm(trains, tmp_path, number):
+    trains.send_signal(getattr(signal, number))
+    _, said = trains.communicate(timeout=60)
+    assert trains.returncode == 143 and 'saved at iter' in said
+    assert status(tmp_path)['saved_iter'] == digest(tmp_path)[0]
+
+
+@row(45)
+def test_nobody_reads_what_it_prints_any_more(trains, tmp_path):
+    """As when `| tee` dies of the same Ctrl-C: there is something to save."""
+    trains.stdout.close()
+    trains.stderr.close()
+    trains.send_signal(signal.SIGINT)
+    assert trains.wait(timeout=60) == 130
+    assert status(tmp_path)['state'] == 'interrupted'
+    assert checkpoint.latest(tmp_path / 'tokenizer', 'tokenizer')['iter'] >= 2
+
+
+@row(45)
+def test_nohup(world, tmp_path):
+    """It has HUP ignored, and the script leaves it so."""
+    what = process('tokenizer.py', world[0], f'--out_dir={tmp_path}', *LONG)
+    what['args'].insert(0, 'nohup')
+    p = subprocess.Popen(**what, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until(p, 'iter 2/')
+    p.send_signal(signal.SIGHUP)
+    until(p, 'iter 9/')
+    p.send_signal(signal.SIGTERM)
+    p.communicate(timeout=60)
+    assert p.returncode == 143
+
+
+NOTEBOOK = """
+import os, runpy, signal, sys, time
+path, sys.argv = sys.argv[1], sys.argv[1:]
+sys.path.insert(0, os.path.dirname(path))
+numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+before = [signal.getsignal(n) for n in numbers]
+for cell in range(2):
+    try:
+        runpy.run_path(path, run_name='__main__')
+    except BaseException as e:
+        print('ended with', type(e).__name__)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+except KeyboardInterrupt:
+    print('INTERRUPTED')
+print([signal.getsignal(n) for n in numbers] == before)
+"""
+FAULT = """
+from training.runlog import RunLog
+def count(self, means):
+    raise RuntimeError('in an update')
+RunLog.count = count
+for cell"""
+
+
+@row(45)
+@pytest.mark.parametrize('code', [NOTEBOOK, NOTEBOOK.replace('for cell', FAULT.strip(), 1)])
+def test_in_a_notebook_signals_are_given_back(world, tmp_path, code):
+    """After %run, and after one that failed, Ctrl-C is that of the notebook; and the same notebook
+    may run it again."""
+    what = process('tokenizer.py', world[0], f'--out_dir={tmp_path}', '--max_iters=2')
+    what['args'][1:1] = ['-c', code]
+    done = subprocess.run(**what, capture_output=True, timeout=240)
+    assert done.stdout.endswith('INTERRUPTED\nTrue\n'), done.stdout + done.stderr
+    assert done.stdout.count('ended with RuntimeError') == 2 * ('in an update' in code)
