@@ -687,11 +687,16 @@ class RoundedProducts(TorchDispatchMode):
         return f(*args, **(kwargs or {}))
 
 
+class OptimizerError(RuntimeError):
+    """This version of torch lacks an optimizer."""
+    exit_code = 2
+
+
 class Optimizers:
     """
     Muon for the matrices inside the blocks (Jordan et al. 2024) and AdamW for the rest, or AdamW
     alone, as if they were one optimizer: `step`, `zero_grad`, `state_dict` and `param_groups`.
-    Muon multiplies in bfloat16.
+    Muon multiplies in bfloat16. Raises OptimizerError where torch has none.
     """
 
     def __init__(self, model, kind, learning_rate, weight_decay):
@@ -699,11 +704,18 @@ class Optimizers:
         for name, p in model.named_parameters():
             is_matrix = kind == 'muon' and 'blocks.' in name and p.ndim == 2
             (matrices if is_matrix else rest).append(p)
+        self.slow_bfloat16 = False
         self.each = [torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.95),
                                        weight_decay=weight_decay, fused=True)]
-        if matrices:  # updates as large as AdamW's: one learning_rate for both
-            self.each.append(torch.optim.Muon(matrices, learning_rate, weight_decay=weight_decay,
-                                              adjust_lr_fn='match_rms_adamw'))
+        if not matrices:
+            return
+        if not hasattr(torch.optim, 'Muon'):
+            raise OptimizerError(f'config: optimizer=muon: torch {torch.__version__} has no Muon, '
+                                 'expected 2.9 or newer\nuse --optimizer=adamw at a lower '
+                                 'learning_rate, or install a newer torch')
+        # updates as large as AdamW's: one learning_rate for both
+        self.each.append(torch.optim.Muon(matrices, learning_rate, weight_decay=weight_decay,
+                                          adjust_lr_fn='match_rms_adamw'))
         cpu = torch.cpu.get_capabilities()
         has_bfloat16 = cpu.get('avx512_bw') or cpu.get('avx_ne_convert')
         is_slow = cpu.get('architecture') == 'x86_64' and not has_bfloat16

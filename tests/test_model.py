@@ -667,3 +667,13 @@ def test_rounding_the_products_hardly_changes_a_step_of_muon():
         optimizers.step()
         steps.append(m.dec_blocks[0].mlp[0].weight.detach() - before)
     assert (steps[0] - steps[1]).norm() < 0.02 * steps[0].norm()
+
+
+def test_an_older_torch_has_no_muon(monkeypatch):
+    monkeypatch.delattr(torch.optim, 'Muon')
+    monkeypatch.delattr(torch.cpu, 'get_capabilities')
+    m = models.Tokenizer(models.TokenizerConfig(16, 16, 4, (4, 4), n_head=1, n_embd=16))
+    with pytest.raises(models.OptimizerError, match='--optimizer=adamw') as e:
+        models.Optimizers(m, 'muon', 0.1, 0.0)
+    assert e.value.exit_code == 2
+    models.Optimizers(m, 'adamw', 0.1, 0.0)

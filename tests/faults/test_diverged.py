@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from ended import status
-from launch import run, train
+from launch import log, run, train
 
 from training import checkpoint
 
@@ -68,7 +68,7 @@ def test_a_rate_a_thousand_times_too_high_is_stopped(world, tmp_path):
     )
 
 
-@row(20)
+@row(20, 46)
 def test_rollback(world, tmp_path):
     out = shutil.copytree(world[1], tmp_path / 'out')
     done = run('dynamics.py', world[0], f'--out_dir={out}', *WILD, '--on_diverge=rollback')
@@ -77,3 +77,6 @@ def test_rollback(world, tmp_path):
         ('2', '0.25'),
     ]
     assert done.returncode == 5 and list((out / 'dynamics').glob('*.diverged'))
+    # what was gone back on is not in the log either: each update has one row
+    its = [int(r['iter']) for r in log(out, 'dynamics')]
+    assert its == sorted(set(its)) and its[-1] == status(out, 'dynamics')['iter']
