@@ -65,6 +65,15 @@ def test_starts_that_failed_leave_nothing_behind(begin, tmp_path):
     assert status['state'] == 'failed'
 
 
+def test_a_later_try_without_a_checkpoint_is_mentioned_on_resume(begin, tmp_path, capsys):
+    earlier_run(tmp_path / 'tokenizer')
+    begin().open(20, 0)
+    assert capsys.readouterr().out == ''
+    (tmp_path / 'tokenizer.new').mkdir()
+    begin().open(20, 0)
+    assert 'tokenizer.new holds a later try' in capsys.readouterr().out
+
+
 def test_a_try_that_logged_rows_is_kept(begin, tmp_path):
     earlier_run(tmp_path / 'tokenizer')
     (tmp_path / 'tokenizer.new').mkdir()

@@ -88,6 +88,9 @@ class RunFolder:
         except OSError as e:
             raise DiskError(f'{self.path}: cannot be written: {e}\n'
                             'use another --out_dir, or make it writable') from e
+        if iter and os.path.exists(self.new):
+            print(f'{self.new} holds a later try, which saved no checkpoint: this goes on from the '
+                  'run before it', flush=True)
         if stays:
             print(f'the earlier run stays in {self.final} until this one has saved a checkpoint; '
                   f'it begins in {self.path}', flush=True)

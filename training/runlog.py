@@ -8,6 +8,7 @@ import contextlib
 import csv
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -101,7 +102,7 @@ class RunLog:
             used, there = configurator.processes().local_world_size, torch.cuda.device_count()
             if used < there:
                 self.say(f'  warning: {used} of {there} GPUs in use; torchrun --standalone '
-                         f'--nproc_per_node={there} {self.stage}.py uses all')
+                         f'--nproc_per_node={there} {os.path.basename(sys.argv[0])} uses all')
 
     def begin(self, it, val):
         """The first evaluation, before any update: its clock starts here."""
@@ -277,11 +278,11 @@ class RunLog:
 
     def slower(self):
         """The command of this run at half the learning rate."""
-        launch = 'python'
+        launch, script = 'python', os.path.basename(sys.argv[0])  # perhaps a copy
         if ranks.world_size() > 1:
             launch = f'torchrun --standalone --nproc_per_node={ranks.world_size()}'
         rate = self.config['learning_rate'] / 2
-        return f'{launch} {self.stage}.py {" ".join(sys.argv[1:])} --learning_rate={rate:g}'
+        return f'{launch} {script} {shlex.join(sys.argv[1:])} --learning_rate={rate:g}'
 
     def exit(self):
         """Ends the process with the exit code of the state. In a notebook the process goes on, so

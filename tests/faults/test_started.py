@@ -1,5 +1,6 @@
 """Started twice, started in vain, started again; and the terminal that goes away."""
 
+import json
 import os
 import shutil
 import signal
@@ -82,6 +83,43 @@ def test_a_start_that_w_and_b_refuses(world, tmp_path, code, words):
         refused(done, 2, 'wandb_log=True', words)
         assert sorted(os.listdir(out)) == ['cache', 'dynamics', 'latent_actions', 'tokenizer']
     train('sample.py', world[0], f'--out_dir={out}')
+
+
+@row(43)
+def test_two_ranks_begin_where_an_earlier_run_stands(world, pair_of_ranks, tmp_path):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    said = train('tokenizer.py', world[0], f'--out_dir={out}', ranks=2).stdout
+    assert said.count('moved the earlier run to') == 1 and not (out / 'tokenizer.new').exists()
+    assert digest(out) == digest(pair_of_ranks('tokenizer'))
+
+
+WANDB = """
+import json, sys, types
+from types import SimpleNamespace
+told = open({file!r}, 'a', buffering=1)
+def tell(**what):
+    print(json.dumps(what), file=told)
+def init(id, resume, **more):
+    tell(id=id, resume=resume)
+    return SimpleNamespace(id=id or 'abc', log=lambda row: tell(iter=row['iter']),
+                           define_metric=lambda *a, **k: None, finish=lambda: None)
+sys.modules['wandb'] = wandb = types.ModuleType('wandb')
+wandb.init = init"""
+
+
+def test_a_resumed_run_is_one_run_of_w_and_b(world, tmp_path):
+    """Its id is in the checkpoint."""
+    code, out = WANDB.format(file=str(tmp_path / 'told')), tmp_path / 'out'
+    command = ['tokenizer.py', world[0], f'--out_dir={out}', '--wandb_log=True']
+    for more in (['--max_iters=3'], ['--init_from=auto']):
+        done = run_after(code, *command, *more)
+        assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in (tmp_path / 'told').read_text().splitlines()]
+    assert [t for t in told if 'id' in t] == [
+        dict(id=None, resume='allow'),
+        dict(id='abc', resume='allow'),
+    ]
+    assert [t['iter'] for t in told if 'iter' in t] == [1, 2, 3, 4, 5, 6]
 
 
 @row(43)
