@@ -48,6 +48,7 @@ LIMITS = [
     ('keep_checkpoints save_seconds ddp_timeout', '>= 1', lambda v: v >= 1),
     ('n_layer n_head n_embd patch_size frame_stride', '>= 1', lambda v: v >= 1),
     ('maskgit_steps context_frames n_frames n_windows n_samples hold', '>= 1', lambda v: v >= 1),
+    ('maskgit_steps n_frames n_samples hold', 'at most 10,000', lambda v: v <= 10_000),
     ('seq_len', '>= 2', lambda v: v >= 2),
     ('levels action_levels', 'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
     ('levels', 'a vocabulary, their product, of at most 2**24', lambda v: math.prod(v) <= 2**24),

@@ -14,6 +14,7 @@ Exit codes: 0 done, 2 command line, 3 the data is wrong, 7 the disk is full or c
 """
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -54,13 +55,14 @@ class Dataset:
         return self.actions is not None and self.actions.ndim == 1
 
 
-def load(path, patch_size=None, master=True):
+def load(path, patch_size=None, master=True, out_dir=None):
     """Opens a dataset file -> Dataset.
 
     All checks come first. The first time, its frames are decoded into data/NAME.<data_id>.npy
-    beside it; decodings of older contents of the same file are removed. With several processes let
-    the master load first and the others, master=False, after a barrier: they find it done. (A
-    second writer is harmless: its temporary file is its own, the rename is atomic.)
+    beside it, or where that cannot be written into out_dir/cache or ~/.cache/nanoworlds; decodings
+    of older contents of the same file are removed. With several processes let the master load first
+    and the others, master=False, after a barrier: they find it done. (A second writer is harmless:
+    its temporary file is its own, the rename is atomic.)
 
     patch_size: refuse frames that do not divide into patches of so many pixels.
     Raises DataError for whatever is wrong with the file, DiskError when the decoded frames cannot
@@ -72,7 +74,7 @@ def load(path, patch_size=None, master=True):
             d = plain_dataset(f, 'frames', path)
             check_frames(d, path, patch_size)
             optional = read_optional(f, len(d), path)
-            frames, data_id = map_frames(d, optional, path, master)
+            frames, data_id = map_frames(d, optional, path, master, out_dir)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
             # HDF5 raises any of them for damaged metadata
             refuse(path, f'an HDF5 file that cannot be read ({one_line(e)})',
@@ -109,9 +111,14 @@ def split(dataset, window):
             'val': [(max(a, val), b) for a, b in episodes if b > val]}
 
 
-def windows(dataset, which, seq_len, frame_stride=1):
+def windows(dataset, which, seq_len, frame_stride=1, asked='',
+            cure='lower seq_len or frame_stride'):
     """First frames (int64) of every clip of seq_len frames, frame_stride apart, in the 'train' or
-    the 'val' part. Raises DataError if there is none."""
+    the 'val' part. Raises DataError if there is none.
+
+    asked, cure: for that message, the keys that ask for so many frames, and what helps other than
+    to record more. A caller without a seq_len says them.
+    """
     span = (seq_len - 1) * frame_stride + 1
     ranges = split(dataset, span)[which]
     starts = [np.arange(a, b - span + 1) for a, b in ranges]
@@ -119,13 +126,13 @@ def windows(dataset, which, seq_len, frame_stride=1):
     if not len(starts):
         n, episodes = len(dataset.frames), len(dataset.episode_starts)
         longest = max((b - a for a, b in ranges), default=0)
-        expected = (f'at least {span} frames in a row for seq_len={seq_len}, '
+        expected = (f'at least {span} frames in a row for {asked or f"seq_len={seq_len}"}, '
                     f'frame_stride={frame_stride}')
         if episodes == 1:
             expected += f' (about {11 * span} frames in all)'
         refuse(dataset.path, f'{n} frames in {episodes} episode(s); the longest stretch of its '
                f'{which} part is {longest} frames', expected,
-               'record more, in longer episodes, or lower seq_len or frame_stride')
+               f'record more, in longer episodes, or {cure}')
     return starts
 
 
@@ -275,16 +282,13 @@ def make_game(path, n_frames=20_000, seed=0, layout=0):
 
 
 def check(path):
-    """Prints the data card of a dataset and writes a contact sheet beside it."""
+    """Prints the data card of a dataset and then writes a contact sheet beside it, or beside the
+    decoded frames if those had to go elsewhere."""
     ds = load(path)
     n, h, w, _ = ds.frames.shape
     lengths = np.diff(np.append(ds.episode_starts, n))
     parts = {which: sum(b - a for a, b in ranges) for which, ranges in split(ds, 16).items()}
     repeats = count_repeats(ds.frames) / (n - 1)
-    sheet = os.path.splitext(path)[0] + '.check.png'
-    picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
-    labels = [str(row[0]) for row in picks]
-    save_png(sheet, grid([ds.frames[row] for row in picks], labels=labels))
     length = f'{n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else 'fps unknown'
     print(f'{path}   data_id {ds.data_id}   source {ds.source or "unknown"}')
     print(f'frames      {n:,} of {w}x{h}, {length}')
@@ -294,8 +298,18 @@ def check(path):
     print(f'duplicates  {repeats:.1%} of the frames equal the one before')
     print(f'actions     {describe_actions(ds)}')
     print(f'truth       {", ".join(ds.truth) or "none"}')
-    print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB beside it, {ds.data_id}.npy')
-    print(f'look at     {sheet}')
+    print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)
+    picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
+    sheet = grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks])
+    for beside in (path, ds.frames.filename):
+        png = os.path.splitext(beside)[0] + '.check.png'
+        try:
+            save_png(png, sheet)
+            print(f'look at     {png}')
+            return
+        except DiskError as e:
+            problem = e
+    print(f'look at     nothing, for the contact sheet {problem}')
 
 
 def count_repeats(frames):
@@ -320,11 +334,21 @@ def describe_actions(dataset):
 
 def size(text):
     """'128' or '128x96' (width x height) -> (width, height)."""
+    wrong = argparse.ArgumentTypeError(f'{text!r}: 128 or 128x96, width x height, of 8 to 2048')
+    if not re.fullmatch('[0-9]{1,4}(x[0-9]{1,4})?', text):
+        raise wrong
     w, h = text.split('x') if 'x' in text else (text, text)
     w, h = int(w), int(h)
     if not 8 <= min(w, h) <= max(w, h) <= 2048:
-        raise ValueError
+        raise wrong
     return w, h
+
+
+def expect_files(video, labels):
+    """Raises DataError for a file that is not there: from which folder it was looked for."""
+    for path, expected in ((video, 'a video'), (labels, 'an .npz with actions')):
+        if path and '://' not in path and not os.path.exists(path):
+            refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
 
 
 def parse_command_line():
@@ -351,8 +375,10 @@ def parse_command_line():
     a = parser.parse_args()
     if a.command != 'check' and not a.path.endswith(('.h5', '.hdf5')):
         parser.error(f'{a.path}: the file to write should end in .h5')
-    if a.command == 'game' and (a.n_frames < 2 or a.seed < 0 or a.layout < 0):
-        parser.error('at least 2 frames, and no negative seed or layout')
+    if a.command == 'game' and not 2 <= a.n_frames <= 10 ** 6:
+        parser.error(f'--n_frames={a.n_frames}: 2 to 1,000,000 (12 GB, which must fit in memory)')
+    if a.command == 'game' and (a.seed < 0 or a.layout < 0):
+        parser.error('no negative seed or layout')
     if a.command == 'video' and a.fps is not None and not 0 < a.fps <= 1000:
         parser.error(f'--fps={a.fps:g}: frames per second, above 0, at most 1000')
     return a
@@ -366,6 +392,7 @@ if __name__ == '__main__':
         if a.command == 'game':
             make_game(a.path, a.n_frames, a.seed, a.layout)
         if a.command == 'video':
+            expect_files(a.video, a.labels)
             tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')

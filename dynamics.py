@@ -97,7 +97,7 @@ folder = RunFolder(out_dir, stage, device)  # nobody else may train in it
 # data: the tokens and actions that the earlier stages make of the recording
 
 with ranks.master_first():  # rank 0 decodes the file, once
-    recording = data.load(dataset, None, master_process)
+    recording = data.load(dataset, None, master_process, out_dir)
 starts = {s: data.windows(recording, s, seq_len, frame_stride) for s in ('train', 'val')}
 encoded = Encoded(recording, out_dir, action_source, frame_stride, ctx, dtype, device)
 tokenizer, n_actions = encoded.tokenizer, encoded.n_actions

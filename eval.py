@@ -3,10 +3,10 @@ How good is the world? Numbers on held-out windows, each with its baseline and a
 
     python eval.py config/tiny.py
 
-Reads the best.pt of the three stages; writes out_dir/eval.json and the card out_dir/eval.md, and in
-out_dir/samples psnr.png (PSNR over the frames ahead), atlas.png and atlas.gif (the same start under
-every action). Prints the card. Errors that carry an exit_code end the run in their own words:
-2 config, 3 data, 4 checkpoint, 7 disk.
+Reads the best.pt of the three stages and prints the card; then writes out_dir/eval.json, the card
+out_dir/eval.md, and in out_dir/samples psnr.png (PSNR over the frames ahead), atlas.png and
+atlas.gif (the same start under every action). Errors that carry an exit_code end the run in their
+own words: 2 config, 3 data, 4 checkpoint, 7 disk (the card has been printed then).
 
 PSNR is that of the mean squared error over all windows: a mean of dB would be infinite for a frame
 that stands still. `floor` repeats the last context frame. `ceiling` is the true frame through the
@@ -58,8 +58,14 @@ frame_stride, action_source = about['config']['frame_stride'], about['config']['
 n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
 names = about.get('action_names') or [''] * n_actions  # '' for an action without a name
 length = context + n_frames
-starts = data.windows(recording, 'val', length, frame_stride)
+try:
+    files.expect_writable(out_dir)
+except files.DiskError as e:
+    print(f'the card will be printed and not kept: {str(e).splitlines()[0]}', flush=True)
+starts = data.windows(recording, 'val', length, frame_stride,
+                      f'n_frames={n_frames} after {context} of context', 'lower n_frames')
 transitions = data.windows(recording, 'val', 2, frame_stride)
+n_windows = min(n_windows, len(starts))
 starts = starts[np.unique(np.linspace(0, len(starts) - 1, n_windows).astype(int))]
 generator = torch.Generator(device).manual_seed(seed)
 
@@ -363,53 +369,17 @@ if is_game and any(names):
     report['obey_by_action'] = by_action
 
 # -----------------------------------------------------------------------------
-# pictures: PSNR over the frames ahead; the same start under every action
-
-
-def draw_psnr(path):
-    """For all frames ahead, not the horizons alone; the world's 95% interval is shaded."""
-    from matplotlib.figure import Figure
-    own_rng = np.random.default_rng([seed, 5])  # the card's intervals do not depend on the picture
-    ahead = np.arange(1, n_frames + 1)
-    bounds = [interval(psnr, [errors['world'][:, t - 1]], own_rng) for t in ahead]
-    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
-    axes = figure.add_subplot(xlabel='frames ahead', ylabel='PSNR, dB')
-    axes.set_title(f'{out_dir}: {len(starts)} held-out windows')
-    axes.fill_between(ahead, *np.transpose(bounds), color='#0072b2', alpha=0.2, linewidth=0)
-    for name, label, color, style in (
-            ('ceiling', 'ceiling: the true frame through the tokenizer', '#009e73', '--'),
-            ('world', 'world, with its 95% interval', '#0072b2', 'o-'),
-            ('floor', 'floor: repeat the last context frame', '#d55e00', '--'),
-            ('mean', 'mean frame of the training part', '#777777', ':')):
-        values = [psnr(errors[name][:, t - 1]) for t in ahead]
-        axes.plot(ahead, values, style, color=color, label=label, markersize=4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    figure.legend(loc='outside lower center', ncols=2, frameon=False)
-    with files.replacing(path) as tmp:
-        figure.savefig(tmp, format='png', dpi=120)
-
-
-folder = os.path.join(out_dir, 'samples')
-draw_psnr(os.path.join(folder, 'psnr.png'))
-picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
-dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
-titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
-every_second = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])
-atlas = pictures.grid(list(every_second), labels=titles)
-moving = [pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(1 + atlas_frames)]
-pictures.save_png(os.path.join(folder, 'atlas.png'), atlas)
-pictures.save_gif(os.path.join(folder, 'atlas.gif'), np.stack(moving), 6)
-
-# -----------------------------------------------------------------------------
 # the card
 
+folder = os.path.join(out_dir, 'samples')
+titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
 speed = len(starts) * n_frames / seconds
 report['sampling'] = dict(frames_per_second=speed, maskgit_steps=maskgit_steps, device=device)
 report['meta'] = dict(n_windows=len(starts), n_frames=n_frames, seed=seed, temperature=temperature,
                       context_frames=context, dataset=dataset, data_id=recording.data_id,
-                      dynamics_id=about['id'], dynamics_iter=about['iter'],
-                      parents=about['parents'], action_source=action_source, action_names=names)
+                      trained_on=about.get('trained_on'), dynamics_id=about['id'],
+                      dynamics_iter=about['iter'], parents=about['parents'],
+                      action_source=action_source, action_names=names)
 report['ci'] = {key: [low, high] for key, (_, low, high) in measured.items()}
 
 
@@ -433,6 +403,8 @@ card = [f'# {out_dir} on {dataset}', '',
         f'{len(starts)} held-out windows, {context} frames of context, {maskgit_steps} MaskGIT '
         f'steps, temperature {temperature}, {speed:.0f} frames/s on {device}; '
         '[95% bootstrap interval]; PSNR in dB.']
+if about.get('other_data'):
+    card += ['', about['other_data']]
 
 usage, perplexity = report['tokenizer']['code_usage'], report['tokenizer']['perplexity']
 card += table(['tokenizer', ''],
@@ -469,7 +441,44 @@ if 'align' in report:
     card += table(['action, its name', *label_names], *rows)
 card += ['', f'Pictures: {folder}/atlas.png, atlas.gif, psnr.png. '
          'FVD is left out: its feature network cannot be had offline.', '']
+print('\n'.join(card), flush=True)  # before anything is written, which a disk can refuse
 for name, text in (('eval.json', json.dumps(report, indent=1)), ('eval.md', '\n'.join(card))):
     with files.replacing(os.path.join(out_dir, name)) as tmp, open(tmp, 'w') as out:
         out.write(text)
-print('\n'.join(card))
+
+# -----------------------------------------------------------------------------
+# pictures: PSNR over the frames ahead; the same start under every action
+
+
+def draw_psnr(path):
+    """For all frames ahead, not the horizons alone; the world's 95% interval is shaded."""
+    from matplotlib.figure import Figure
+    own_rng = np.random.default_rng([seed, 5])  # the card's intervals do not depend on the picture
+    ahead = np.arange(1, n_frames + 1)
+    bounds = [interval(psnr, [errors['world'][:, t - 1]], own_rng) for t in ahead]
+    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
+    axes = figure.add_subplot(xlabel='frames ahead', ylabel='PSNR, dB')
+    axes.set_title(f'{out_dir}: {len(starts)} held-out windows')
+    axes.fill_between(ahead, *np.transpose(bounds), color='#0072b2', alpha=0.2, linewidth=0)
+    for name, label, color, style in (
+            ('ceiling', 'ceiling: the true frame through the tokenizer', '#009e73', '--'),
+            ('world', 'world, with its 95% interval', '#0072b2', 'o-'),
+            ('floor', 'floor: repeat the last context frame', '#d55e00', '--'),
+            ('mean', 'mean frame of the training part', '#777777', ':')):
+        values = [psnr(errors[name][:, t - 1]) for t in ahead]
+        axes.plot(ahead, values, style, color=color, label=label, markersize=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    with files.replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=120)
+
+
+draw_psnr(os.path.join(folder, 'psnr.png'))
+picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
+dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
+every_second = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])
+atlas = pictures.grid(list(every_second), labels=titles)
+moving = [pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(1 + atlas_frames)]
+pictures.save_png(os.path.join(folder, 'atlas.png'), atlas)
+pictures.save_gif(os.path.join(folder, 'atlas.gif'), np.stack(moving), 6)

@@ -3,6 +3,7 @@ import contextlib
 import glob
 import os
 import shutil
+import tempfile
 import time
 
 
@@ -11,12 +12,43 @@ class DiskError(Exception):
     exit_code = 7
 
 
-def free_space(folder):
-    """Bytes free on the disk where folder is, or would be."""
+def nearest_that_exists(folder):
+    """The folder, or the one in which it would be made."""
     folder = os.path.abspath(folder)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def free_space(folder):
+    """Bytes free on the disk where folder is, or would be."""
+    return shutil.disk_usage(nearest_that_exists(folder)).free
+
+
+def why_not_written(path, error):
+    """What a DiskError says of the OSError that kept `path` from being written."""
+    reason = ' '.join(str(error).split())[:200]
+    return (f'{path}: cannot be written ({reason}; {free_space(path) / 1e9:.2f} GB free)\n'
+            '  cure: free some space, or choose a folder that you may write to')
+
+
+def expect_writable(folder):
+    """Raises DiskError if no file can be written in the folder, or where it would be made.
+
+    It tries, and leaves nothing. No flag tells: a shared disk can be read-only even for root.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=nearest_that_exists(folder)) as f:
+            f.write(b'x')
+    except OSError as e:
+        raise DiskError(why_not_written(folder, e)) from e
+
+
+def user_cache():
+    """The folder for what can be made again and has no better place, or None if this user has
+    none."""
+    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    return os.path.join(folder, 'nanoworlds') if os.path.isabs(folder) else None
 
 
 @contextlib.contextmanager
@@ -43,10 +75,7 @@ def replacing(path):
             os.fsync(fd)
             os.close(fd)
     except OSError as e:
-        reason = ' '.join(str(e).split())[:200]
-        raise DiskError(f'{path}: cannot be written ({reason}; '
-                        f'{free_space(folder) / 1e9:.2f} GB free)\n'
-                        '  cure: free some space, or choose a folder that you may write to') from e
+        raise DiskError(why_not_written(path, e)) from e
     finally:
         with contextlib.suppress(OSError):
             os.remove(tmp)

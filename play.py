@@ -7,6 +7,8 @@ Play the world: in a browser, with the keyboard or the buttons on the page, play
     ssh -L 8000:127.0.0.1:8000 MACHINE               # plays here what play.py serves on MACHINE
     python play.py config/tiny.py --host=192.168.1.5 --token=...  # for others in a network that you
                                                                   # trust: it is not encrypted
+    python play.py config/tiny.py --allow_hosts=play.example.org --token=...  # behind a proxy that
+                                          # passes on Host: proxy_set_header Host $http_host
 
 Reads the best.pt of the three stages and a few held-out frames to start from; writes nothing. One
 world, one player: a second page that starts anew takes the world over. GET / is the page. What it
@@ -21,6 +23,7 @@ once, for there is nothing to save; 2 config, also host and port; 3 data; 4 chec
 carry an exit_code end the run in their own words.
 """
 import base64
+import errno
 import hashlib
 import hmac
 import io
@@ -56,6 +59,7 @@ out_dir = 'out/tiny'
 host = '127.0.0.1'  # another address of this machine needs a token
 port = 8000  # 0 = any that is free
 token = ''  # a password, part of the address of the page
+allow_hosts = ''  # other names by which browsers reach this page, comma between; they need a token
 maskgit_steps = 8
 temperature = 0.5  # 0 = the most likely token
 seed = 0
@@ -64,14 +68,21 @@ dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
 config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
-if host != '127.0.0.1' and not token:
-    configurator.stop(2, f'config: host={host!r} can be reached from other machines\n'
-                         'found no token, expected one that nobody can guess; '
-                         f'add --token={secrets.token_hex(16)}, or leave host at 127.0.0.1')
-# what others type is what the Host header of their requests is held against
+others = [name.strip().lower() for name in allow_hosts.split(',') if name.strip()]
+if not all(re.fullmatch(r'[a-z0-9.-]+|\[[0-9a-f:.]+\]', name) for name in others):
+    configurator.stop(2, f'config: found allow_hosts={allow_hosts!r}\n'
+                         'expected names such as play.example.org,10.0.0.5: no http://, no port')
+if (host != '127.0.0.1' or others) and not token:
+    configurator.stop(2, f'config: host={host!r}, allow_hosts={allow_hosts!r}: others can reach '
+                         'it\nfound no token, expected one that nobody can guess; '
+                         f'add --token={secrets.token_hex(16)}, or leave both as they were')
+typed = host  # what others type; the Host header of their requests is held against it
 if host in ('', '0.0.0.0'):
-    configurator.stop(2, f'config: host={host!r} is no address to type\n'
-                         'expected the address or name by which others reach this machine')
+    if not others:
+        configurator.stop(2, f'config: host={host!r} is no address to type\n'
+                             'expected the address by which others reach this machine, or its name '
+                             'as well: --allow_hosts=localhost for a port of a container')
+    typed = others[0]
 most_steps = 60  # a second
 patience = 5  # seconds that a request may take to arrive, and an answer to be taken
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,7 +95,8 @@ tokenizer, action_model, dynamics, about, recording = load_world(out_dir, datase
 n_actions = dynamics.config.n_actions
 memory = dynamics.config.seq_len - 1  # frames that the world looks back
 frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
-starts = data.windows(recording, 'val', memory, frame_stride)
+starts = data.windows(recording, 'val', memory, frame_stride,
+                      f'the {memory} that the world looks back', 'use another recording')
 
 # -----------------------------------------------------------------------------
 # one frame
@@ -173,7 +185,14 @@ HEADERS = {
 # -----------------------------------------------------------------------------
 # the server. Whatever a browser shows may send requests to 127.0.0.1, so being reachable from here
 # alone protects nothing: a page of another site is known by its Origin, and one that had its own
-# name point here (DNS rebinding) by its Host
+# name point here (DNS rebinding) by its Host. The port tells neither, and a tunnel changes it
+
+known = {'127.0.0.1', 'localhost', '[::1]', typed.lower(), *others}
+UNKNOWN_HOST = ('Forbidden: nobody has said that this address is that of the game. If it is, start '
+                'the server with --allow_hosts=NAME, the name without http:// and port.')
+OTHER_ORIGIN = ('Forbidden: a page of another address asks. If a proxy is between, it must pass on '
+                'the Host that the browser sends.')
+WRONG_TOKEN = 'Forbidden: no token, or a wrong one. Open the whole address that the server printed.'
 
 
 def read_message(body, limits):
@@ -225,30 +244,38 @@ class Handler(BaseHTTPRequestHandler):
         values = self.headers.get_all(name, [])
         return values[0] if len(values) == 1 else ''
 
-    def is_forbidden(self, posted):
-        if self.header('Host').lower() not in hosts:
-            return True
-        if posted and self.header('Origin').lower() not in {f'http://{h}' for h in hosts}:
-            return True
-        if not token:
-            return False
+    def refusal(self, posted):
+        """Why this request may not be answered, and what helps; '' if it may."""
+        address = self.header('Host').lower()
+        name = re.sub(':[0-9]{1,5}$', '', address)
+        if name not in known:
+            return UNKNOWN_HOST
+        origins = [f'http://{address}']
+        if name in others:  # its proxy may speak https
+            origins.append(f'https://{address}')
+        if posted and self.header('Origin').lower() not in origins:
+            return OTHER_ORIGIN
         if posted:
             found, expected = self.header('X-Token'), token
         else:
             found, expected = self.path.partition('?')[2], f'token={token}'
-        return not hmac.compare_digest(found.encode(), expected.encode())
+        if token and not hmac.compare_digest(found.encode(), expected.encode()):
+            return WRONG_TOKEN
+        return ''
 
     def do_GET(self):
-        if self.is_forbidden(posted=False):
-            self.send_error(403)
+        refusal = self.refusal(posted=False)
+        if refusal:
+            self.answer(403, refusal.encode())
         elif self.path.partition('?')[0] != '/':
             self.send_error(404)
         else:
             self.answer(200, page.encode(), 'text/html')
 
     def do_POST(self):
-        if self.is_forbidden(posted=True):
-            return self.send_error(403)
+        refusal = self.refusal(posted=True)
+        if refusal:
+            return self.answer(403, refusal.encode())
         if self.path not in accepted:
             return self.send_error(404)
         if 'Content-Length' not in self.headers:
@@ -290,11 +317,12 @@ class Server(socketserver.ThreadingTCPServer):
 try:
     server = Server((host, port), Handler)
 except OSError as e:
-    configurator.stop(2, f'config: cannot listen at host={host!r}, port={port}: {e.strerror}\n'
-                         'use --port=0 for any free port')
+    cure = 'expected an address of this machine, 127.0.0.1 for itself alone'
+    if e.errno == errno.EADDRINUSE:
+        cure = 'use --port=0 for any free port'
+    found = f'config: cannot listen at host={host!r}, port={port}: {e.strerror}'
+    configurator.stop(2, f'{found}\n{cure}')
 port = server.server_address[1]
-address = f'{host}:{port}'
-hosts = {address.lower(), f'127.0.0.1:{port}', f'localhost:{port}'}
 query = f'/?token={token}' if token else ''
-print(f'play at http://{address}{query} (Ctrl-C ends)', flush=True)
+print(f'play at http://{typed}:{port}{query} (Ctrl-C ends)', flush=True)
 server.serve_forever()

@@ -8,7 +8,8 @@ Play the world: what follows held-out frames under actions of your choice, as im
     python sample.py config/tiny.py --actions=up,up,left  # by name, where the dataset has labels
 
 Reads the best.pt of the three stages; writes out_dir/samples/: strip.png (truth above, imagination
-below), rollout.gif and rollout.mp4 (truth left, imagination right). Prints frames/s. Errors that
+below), rollout.gif and rollout.mp4 (truth left, imagination right). The truth is grey after the end
+of its episode: only actions that are inferred from it need it so long. Prints frames/s. Errors that
 carry an exit_code end the run in their own words: 2 config, 3 data, 4 checkpoint, 7 disk.
 """
 import os
@@ -19,6 +20,7 @@ import torch
 
 import configurator
 import data
+import files
 import pictures
 from world import load_world, synchronize, taken_actions
 
@@ -44,6 +46,8 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 # the world, and where to start in it
 
 tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
+folder = os.path.join(out_dir, 'samples')
+files.expect_writable(folder)
 n_actions, frame_stride = dynamics.config.n_actions, about['config']['frame_stride']
 listed = None
 if actions not in ('inferred', 'random'):
@@ -55,9 +59,23 @@ if actions not in ('inferred', 'random'):
                              f'{", ".join(action_numbers)}, comma between them')
     if len(listed) > 1:
         n_frames = len(listed)
-starts = data.windows(recording, 'val', context_frames + n_frames, frame_stride)
+length = context_frames + n_frames
+try:
+    starts = data.windows(recording, 'val', length, frame_stride,
+                          f'context_frames={context_frames} and n_frames={n_frames}',
+                          'lower n_frames; --actions=random needs no truth beyond the context')
+except data.DataError:
+    if actions == 'inferred':
+        raise
+    starts = data.windows(recording, 'val', context_frames, frame_stride,
+                          f'context_frames={context_frames}', 'lower context_frames')
 picks = data.draw(starts, n_samples, seed)
-truth = data.clips(recording.frames, picks, context_frames + n_frames, frame_stride, device)
+index = picks[:, None] + frame_stride * np.arange(length)  # (B,T)
+stops = np.array([stop for _, stop in data.split(recording, 1)['val']])
+is_known = index < stops[np.searchsorted(stops, picks, 'right')][:, None]
+truth = data.clips(recording.frames, np.where(is_known, index, 0).ravel(), 1, 1, device)
+truth = truth.view(n_samples, length, *truth.shape[2:])
+truth[torch.from_numpy(~is_known).to(device)] = 0  # grey
 
 # -----------------------------------------------------------------------------
 # imagine
@@ -66,12 +84,15 @@ generator = torch.Generator(device).manual_seed(seed)
 with torch.no_grad(), ctx:
     tokens = tokenizer.encode(truth[:, :context_frames])
     source = about['config']['action_source']
-    taken = taken_actions(source, action_model, truth, recording, picks)
-    chosen = taken[:, context_frames - 1:]  # a view: what is written to it changes taken
+    # a frame alone has no action, so there is one more than the context
+    seen = truth if actions == 'inferred' else truth[:, :context_frames + 1]
+    taken = taken_actions(source, action_model, seen, recording, picks)
     if actions == 'random':
-        chosen[:] = torch.randint(n_actions, chosen.shape, generator=generator, device=device)
+        chosen = torch.randint(n_actions, (n_samples, n_frames), generator=generator, device=device)
     if listed:
-        chosen[:] = torch.tensor(listed, device=device)
+        chosen = torch.tensor(listed, device=device).expand(n_samples, n_frames)
+    if actions != 'inferred':
+        taken = torch.cat([taken[:, :context_frames - 1], chosen], 1)
     synchronize(device)
     t0 = time.perf_counter()
     tokens = dynamics.generate(tokens, taken, maskgit_steps, temperature, generator)
@@ -83,7 +104,9 @@ truth, dream = pictures.to_uint8(truth), pictures.to_uint8(dream)  # (B,T,H,W,3)
 # -----------------------------------------------------------------------------
 # pictures
 
-folder = os.path.join(out_dir, 'samples')
+print(f'{n_samples} rollouts of {n_frames} frames after {context_frames} true ones, actions '
+      f'{actions}: {n_samples * n_frames / seconds:.1f} frames/s with {maskgit_steps} MaskGIT '
+      f'steps on {device}', flush=True)
 shown = min(context_frames + n_frames, context_frames + 16)
 rows = [frames[i, :shown] for i in range(n_samples) for frames in (truth, dream)]
 strip = pictures.grid(rows, labels=['truth', 'imagined'] * n_samples)
@@ -95,7 +118,4 @@ scale = max(1, 128 // truth.shape[3])
 pictures.save_png(os.path.join(folder, 'strip.png'), strip)
 pictures.save_gif(os.path.join(folder, 'rollout.gif'), pairs, fps, scale)
 pictures.save_mp4(os.path.join(folder, 'rollout.mp4'), pairs, fps, scale)
-print(f'{n_samples} rollouts of {n_frames} frames after {context_frames} true ones, actions '
-      f'{actions}: {n_samples * n_frames / seconds:.1f} frames/s with {maskgit_steps} MaskGIT '
-      f'steps on {device}')
 print(f'see {folder}/strip.png, rollout.gif, rollout.mp4')

@@ -94,7 +94,7 @@ folder = RunFolder(out_dir, stage, device)  # nobody else may train in it
 # data
 
 with ranks.master_first():  # rank 0 decodes the file, once
-    recording = data.load(dataset, patch_size, master_process)
+    recording = data.load(dataset, patch_size, master_process, out_dir)
 starts = {s: data.windows(recording, s, seq_len, frame_stride) for s in ('train', 'val')}
 frames = data.to_device(recording.frames, device)
 

@@ -9,7 +9,7 @@ import configurator
 import data
 from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer,
                    TokenizerConfig)
-from training import checkpoint
+from training import checkpoint, ranks
 
 STAGES = {'tokenizer': (Tokenizer, TokenizerConfig),
           'latent_actions': (LatentActionModel, LatentActionConfig),
@@ -47,14 +47,17 @@ def load_world(out_dir, dataset, device):
 
     Raises checkpoint.CheckpointError, also when an earlier stage was trained again since: its
     tokens or actions would mean something else now. Raises data.DataError if they were trained on
-    another kind of recording.
+    another kind of recording. One of the same kind but other content is allowed, and said:
+    about['other_data'] is that sentence, '' if all stages were trained on this very recording.
     """
     dynamics, about = load_stage(out_dir, 'dynamics', device)
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
     checkpoint.expect(about, parents={stage: told['id'] for stage, (_, told) in parents.items()})
     tokenizer = parents['tokenizer'][0]
     action_model = parents['latent_actions'][0] if 'latent_actions' in parents else None
-    recording = data.load(dataset, tokenizer.config.patch_size)
+    if action_model:
+        check_stride(parents['latent_actions'][1], about['config']['frame_stride'], out_dir)
+    recording = data.load(dataset, tokenizer.config.patch_size, True, out_dir)
     found = recording.frames.shape[1:3]
     expected = tokenizer.config.height, tokenizer.config.width
     cure = 'use its dataset, or train on this one'
@@ -66,7 +69,41 @@ def load_world(out_dir, dataset, device):
         if not recording.has_labels or recording.actions.max() >= n_actions:
             data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the '
                         f'dynamics in {out_dir} was trained on', cure)
+        # a rare one has no name; the second of one name has a number after it
+        pairs = zip(recording.action_names or [], about.get('action_names') or [])
+        if not all(trained.startswith(name) for name, trained in pairs if trained):
+            data.refuse(dataset, f'actions called {", ".join(recording.action_names)}',
+                        f'{", ".join(about["action_names"])}, as the dynamics in {out_dir} was '
+                        'trained on', cure)
+    stages = {**{stage: told for stage, (_, told) in parents.items()}, 'dynamics': about}
+    about['trained_on'] = {stage: told['data_id'] for stage, told in stages.items()}
+    about['other_data'] = other_data(about['trained_on'], recording)
+    if about['other_data']:
+        print(about['other_data'], flush=True)
     return tokenizer, action_model, dynamics, about, recording
+
+
+def check_stride(about, frame_stride, out_dir):
+    """Raises checkpoint.CheckpointError if stage 2, of which about is what its checkpoint says,
+    learned what happens within steps of another length than those of stage 3."""
+    found = about['config']['frame_stride']
+    if found != frame_stride:
+        raise checkpoint.CheckpointError(
+            os.path.join(out_dir, 'latent_actions'),
+            f'found frame_stride={found}, expected frame_stride={frame_stride} as the dynamics has',
+            f'train the dynamics with --frame_stride={found}, or latent_actions.py again')
+
+
+def other_data(trained_on, recording):
+    """A sentence if a stage was trained on another recording, else ''. trained_on: the data_id of
+    each stage, None if it is not known."""
+    others = {stage: i for stage, i in trained_on.items() if i not in (recording.data_id, None)}
+    if not others:
+        return ''
+    ids = ', '.join(sorted(set(others.values())))
+    return (f'note: {recording.path} (data_id {recording.data_id}) is not what '
+            f'{", ".join(others)} trained on (data_id {ids}): where the two share frames, some '
+            'that are held out here were trained on')
 
 
 def taken_actions(source, action_model, clip, recording, picks):
@@ -100,18 +137,21 @@ class Encoded:
     the frames before, so they are computed for every clip anew.)
 
     ctx, dtype: of the autocast to compute under, and its name. Ends the process with exit code 3 or
-    4 if recording, tokenizer and action_source do not go together.
+    4 if recording, earlier stages, action_source and frame_stride do not go together. An earlier
+    stage may have seen another recording, and that is said.
     """
 
     def __init__(self, recording, out_dir, action_source, frame_stride, ctx, dtype, device):
         self.recording, self.out_dir, self.frame_stride = recording, out_dir, frame_stride
         self.ctx, self.dtype, self.device = ctx, dtype, device
         self.tokenizer, about = load_stage(out_dir, 'tokenizer', device)
-        self.parents = {'tokenizer': about['id']}  # ids of the weights that stage 3 builds on
+        self.stages = {'tokenizer': about}  # what the checkpoints of the earlier stages say
         self.action_model = None
         if action_source == 'latent':
-            self.action_model, about = load_stage(out_dir, 'latent_actions', device)
-            self.parents['latent_actions'] = about['id']
+            self.action_model, self.stages['latent_actions'] = load_stage(
+                out_dir, 'latent_actions', device)
+        # ids of the weights that stage 3 builds on
+        self.parents = {stage: told['id'] for stage, told in self.stages.items()}
         self.check(action_source)
         self.frames = recording.frames
         if self.tokenizer.config.temporal:  # else each is looked at once, and the GPU stays free
@@ -133,6 +173,12 @@ class Encoded:
         self.changes = (after != before).sum(1)  # tokens, from each frame to the next
 
     def check(self, action_source):
+        if self.action_model:
+            check_stride(self.stages['latent_actions'], self.frame_stride, self.out_dir)
+        trained_on = {stage: told.get('data_id') for stage, told in self.stages.items()}
+        note = other_data(trained_on, self.recording)
+        if note and ranks.rank() == 0:
+            print(note, flush=True)
         recording, c = self.recording, self.tokenizer.config
         found, expected = recording.frames.shape[1:3], (c.height, c.width)
         if found != expected:

@@ -16,7 +16,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import DiskError, free_space, replacing
+from files import DiskError, free_space, replacing, user_cache
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GIF8': 'a gif video',
          b'RIFF': 'an avi video', b'\x89PNG': 'a png picture', b'\x93NUM': 'a .npy array',
@@ -48,7 +50,10 @@ def open_h5(path):
     """Returns an open h5py.File, or says what the file is instead."""
     expected = 'an HDF5 file with frames uint8 (N,H,W,3)'
     if not os.path.exists(path):
-        refuse(path, 'no such file', expected, f'make one: python data.py game {path}')
+        cure = f'make one: python data.py game {path}'
+        if os.path.exists(os.path.join(ROOT, path)):
+            cure = f'start the script in {ROOT}, where {path} is'
+        refuse(os.path.abspath(path), 'no such file', expected, cure)
     if os.path.isdir(path):
         inside = sorted(name for name in os.listdir(path) if name.endswith(('.h5', '.hdf5')))
         inside = ', '.join(inside[:5]) or 'there is no .h5 in it'
@@ -297,21 +302,37 @@ def identify(frames, optional, path):
     return h.hexdigest()[:16], marks
 
 
-def decoded_files(path):
-    """The decodings of an h5 file, of old contents too: data/tiny.h5 -> data/tiny.<data_id>.npy."""
-    folder, name = os.path.split(os.path.abspath(path))
-    pattern = re.escape(os.path.splitext(name)[0]) + r'\.[0-9a-f]{16}\.npy'
-    return [os.path.join(folder, x) for x in os.listdir(folder) if re.fullmatch(pattern, x)]
+def decoded_names(path, out_dir=None):
+    """Where the decoding of an h5 file may lie, best first, without the ending .<data_id>.npy:
+    beside it; else in out_dir/cache or a folder of the user, whose files of one name can belong to
+    several recordings."""
+    path = os.path.abspath(path)
+    beside = os.path.splitext(path)[0]
+    spare = f'frames_{os.path.basename(beside)}_{hashlib.sha256(path.encode()).hexdigest()[:8]}'
+    folders = [out_dir and os.path.join(os.path.abspath(out_dir), 'cache'), user_cache()]
+    return [beside] + [os.path.join(folder, spare) for folder in folders if folder]
 
 
-def find_decoded(path, shape):
+def decoded_files(names):
+    """The decodings under these names, of old contents too: data/tiny -> data/tiny.<data_id>.npy.
+    """
+    found = []
+    for folder, name in map(os.path.split, names):
+        pattern = re.escape(name) + r'\.[0-9a-f]{16}\.npy'
+        with contextlib.suppress(OSError):  # a spare folder that nobody has needed
+            inside = [x for x in os.listdir(folder) if re.fullmatch(pattern, x)]
+            found += [os.path.join(folder, x) for x in inside]
+    return found
+
+
+def find_decoded(path, names, shape):
     """The decoded frames of exactly this h5 file, memory-mapped, and their path; or (None, None).
 
     A decoded file carries the h5 file's own time of modification, so that a changed h5 file is
     noticed whatever has changed in it.
     """
     stamp = os.stat(path).st_mtime_ns
-    for npy in decoded_files(path):
+    for npy in decoded_files(names):
         with contextlib.suppress(OSError, ValueError):
             if os.stat(npy).st_mtime_ns == stamp:
                 frames = np.load(npy, mmap_mode='r', allow_pickle=False)
@@ -345,13 +366,32 @@ def decode(d, path, npy, show):
     os.utime(npy, ns=(stamp, stamp))
 
 
-def map_frames(d, optional, path, master):
+def decode_where_it_fits(d, path, names, data_id, master):
+    """Decodes the h5py.Dataset d under the first of the names that can be written -> the file.
+    Raises DiskError if none can: the disk is full, or read-only as /kaggle/input is."""
+    problems = []
+    for name in names:
+        npy = f'{name}.{data_id}.npy'
+        try:
+            decode(d, path, npy, show=master)
+        except DiskError as e:
+            problems.append(str(e))
+            continue
+        if problems and master:
+            print(f'decoded into {npy}, for {problems[0].splitlines()[0]}', flush=True)
+        return npy
+    tried = ', '.join(os.path.dirname(name) for name in names)
+    raise DiskError(f'{problems[0]}\n  tried {tried}')
+
+
+def map_frames(d, optional, path, master, out_dir):
     """The frames of the h5py.Dataset d as a memory-mapped array, and their data_id.
 
     They are decoded at the first time; then, the master removes the decodings of older contents.
     Raises DiskError too.
     """
-    frames, npy = find_decoded(path, d.shape)
+    names = decoded_names(path, out_dir)
+    frames, npy = find_decoded(path, names, d.shape)
     if frames is not None:
         data_id, marks = identify(frames, optional, path)
         if not npy.endswith(f'.{data_id}.npy'):
@@ -364,9 +404,8 @@ def map_frames(d, optional, path, master):
                'a recording of play', 'cut the still part away, or see what the recorder recorded: '
                'was it the right window?')
     if frames is None:
-        npy = os.path.splitext(os.path.abspath(path))[0] + f'.{data_id}.npy'
-        decode(d, path, npy, show=master)
-        for old in decoded_files(path):
+        npy = decode_where_it_fits(d, path, names, data_id, master)
+        for old in decoded_files(names):
             if master and old != npy:
                 with contextlib.suppress(OSError):  # Windows: another process still has it open
                     os.remove(old)

@@ -1,11 +1,63 @@
-"""For all tests: a small world, trained once."""
+"""For all tests: a small world, trained once; a cache of their own; folders that are read-only."""
 
+import os
 import shutil
 
 import pytest
 from launch import CONFIG, STAGES, recording, train
 
 pytest_plugins = ['fault_matrix']
+
+# nothing is read-only for root, who may run these tests: so Python is told, here or in another
+# process, that some folders are on a disk that is
+READ_ONLY = '''
+import errno, os, sys
+READ_ONLY_FOLDERS = []
+def refuse_to_write(event, args):
+    if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        path = args[0]
+    elif event in ('os.mkdir', 'os.remove', 'os.rename'):
+        path = args[0]
+    else:
+        return
+    if isinstance(path, (str, os.PathLike)) and any(
+            os.path.abspath(path).startswith(folder) for folder in READ_ONLY_FOLDERS):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+sys.addaudithook(refuse_to_write)
+'''
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    """What goes into ~/.cache elsewhere goes here."""
+    folder = tmp_path_factory.mktemp('cache')
+    before = os.environ.get('XDG_CACHE_HOME')
+    os.environ['XDG_CACHE_HOME'] = str(folder)
+    yield folder / 'nanoworlds'
+    os.environ.pop('XDG_CACHE_HOME')
+    if before is not None:
+        os.environ['XDG_CACHE_HOME'] = before
+
+
+@pytest.fixture(scope='session')
+def audit_hook():
+    """The folders that are read-only in this process. A hook stays as long as the process."""
+    names = {}
+    exec(READ_ONLY, names)
+    return names['READ_ONLY_FOLDERS']
+
+
+@pytest.fixture
+def read_only(audit_hook):
+    """A function of a folder, which is read-only from there on to the end of the test. It returns
+    what makes it so in another process: code for launch.run_after."""
+
+    def make(folder):
+        audit_hook.append(str(folder))
+        return READ_ONLY + f'READ_ONLY_FOLDERS.append({str(folder)!r})'
+
+    yield make
+    audit_hook.clear()
 
 
 @pytest.fixture(scope='session')

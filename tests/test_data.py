@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from launch import run
+from launch import ROOT, refused, run, run_after
 from samples import noise, write
 
 import data
@@ -62,6 +62,14 @@ def test_too_few_frames_says_how_many(tmp_path):
     said = str(e.value)
     assert 'found 40 frames in 1 episode' in said and 'at least 15 frames' in said
     assert 'seq_len=8, frame_stride=2' in said and said.count('\n') == 2
+
+
+def test_too_few_frames_is_said_in_the_words_of_the_caller(tmp_path):
+    with pytest.raises(data.DataError) as e:
+        data.windows(made(tmp_path, 40), 'val', 8, 2, 'n_frames=6 after 2', 'lower n_frames')
+    said = str(e.value)
+    assert 'at least 15 frames in a row for n_frames=6 after 2, frame_stride=2' in said
+    assert said.endswith('longer episodes, or lower n_frames') and 'seq_len' not in said
 
 
 def test_draw_is_a_function_of_its_key():
@@ -218,3 +226,53 @@ def test_game_command_and_card(tmp_path):
     assert ds.action_names == list(game.ACTIONS) and ds.fps == game.FPS
     assert set(ds.truth) == set(rec['truth'])
     assert all(np.array_equal(ds.truth[k], rec['truth'][k]) for k in ds.truth)
+
+
+@pytest.mark.slow
+@pytest.mark.row(48)
+def test_the_card_of_a_read_only_dataset(tmp_path, read_only, own_cache):
+    (tmp_path / 'input').mkdir()
+    path = write(tmp_path / 'input' / 'given.h5', noise(300))
+    code = read_only(tmp_path / 'input')
+    r = run_after(code, 'data.py', 'check', path)
+    assert r.returncode == 0 and r.stderr == '', r.stderr
+    npy, = own_cache.glob('frames_given_*.npy')
+    sheet, = own_cache.glob('frames_given_*.check.png')
+    for words in (f'decoded into {npy}, for ', 'frames      300 of 16x16', f'GB, {npy}\n',
+                  f'look at     {sheet}'):
+        assert words in r.stdout, r.stdout
+    # nowhere at all: the frames are decoded already, and the card is still worth printing
+    nowhere = code + f'\nREAD_ONLY_FOLDERS.append({str(own_cache)!r})'
+    r = run_after(nowhere, 'data.py', 'check', path)
+    assert r.returncode == 0 and 'frames      300 of 16x16' in r.stdout, r.stderr
+    assert 'look at     nothing, for the contact sheet' in r.stdout
+
+
+@pytest.mark.parametrize('args, words', [
+    (['game', 'a.h5', '--n_frames=100000000000'], ['--n_frames=100000000000', '2 to 1,000,000']),
+    (['game', 'a.h5', '--n_frames=1'], ['--n_frames=1', '2 to']),
+    (['game', 'a.h5', '--n_frames=-5'], ['--n_frames=-5', '2 to']),
+    (['game', 'a.h5', '--seed=-1'], ['no negative seed']),
+    (['game', 'a.h5', '--layout=-1'], ['layout']),
+    (['video', 'a.mp4', 'a.h5', '--size=0'], ["'0'", '128x96', 'of 8 to 2048']),
+    (['video', 'a.mp4', 'a.h5', '--size=-8'], ["'-8'", 'of 8 to 2048']),
+    (['video', 'a.mp4', 'a.h5', '--size=128x'], ["'128x'", '128x96']),
+    (['video', 'a.mp4', 'a.h5', '--size=16x99999999999999999999'], ['of 8 to 2048']),
+    (['video', 'a.mp4', 'a.h5', '--fps=nan'], ['--fps=nan', 'at most 1000']),
+    (['video', 'a.mp4', 'a.h5', '--fps=1e9'], ['--fps=1e+09', 'at most 1000']),
+    (['video', 'a.mp4', 'a.h5', '--fps=0'], ['--fps=0', 'above 0'])],
+    ids=lambda x: x[-1] if x[0] in ('game', 'video') else '')
+def test_numbers_have_limits(args, words, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['data.py', *args])
+    with pytest.raises(SystemExit) as e:
+        data.parse_command_line()
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and all(word in said for word in words), said
+
+
+@pytest.mark.slow
+def test_a_video_that_is_not_there_is_said_with_its_folder(tmp_path):
+    for name, more in (('none.mp4', []), (__file__, ['--labels=none.npz'])):
+        done = run('data.py', 'video', name, tmp_path / 'a.h5', *more)
+        missing = ROOT / (more[0][9:] if more else name)
+        refused(done, 3, f'{missing}: found no such file')

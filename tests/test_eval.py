@@ -3,14 +3,16 @@ from each other."""
 import itertools
 import json
 import math
+import re
 import runpy
+import shutil
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, train
+from launch import ROOT, recording as make_recording, refused, run, run_after, train
 
 import data
 import pictures
@@ -216,6 +218,61 @@ def test_eval_writes_its_card(world):
     assert set(report['delta_psnr']) == horizons
     assert report['tokenizer']['psnr'] > 5 and len(report['ci']['world.psnr.1']) == 2
     assert (out / 'eval.md').read_text().strip() in said
+
+
+@slow
+@pytest.mark.row(47)
+def test_a_folder_that_cannot_be_written_costs_no_number(world, tmp_path, read_only):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    for path in (out / 'eval.json', out / 'eval.md'):
+        path.unlink(missing_ok=True)
+    args = [world[0], f'--out_dir={out}', '--n_windows=8']
+    done = run_after(read_only(out), 'eval.py', *args)
+    refused(done, 7, 'eval.json: cannot be written')
+    said = done.stdout.splitlines()
+    assert said[1].startswith(f'the card will be printed and not kept: {out}: cannot be written')
+    assert said[2] == f'# {out} on {train_dataset(world)}'
+    assert '| PSNR, all pixels | ' in done.stdout and 'Loss with the actions of' in done.stdout
+    assert not (out / 'eval.json').exists() and not (out / 'eval.md').exists()
+
+
+@slow
+@pytest.mark.row(47)
+def test_a_picture_that_cannot_be_written_costs_no_number(world, tmp_path):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    shutil.rmtree(out / 'samples', ignore_errors=True)
+    (out / 'samples').write_text('in the way')
+    done = run('eval.py', world[0], f'--out_dir={out}', '--n_windows=8')
+    refused(done, 7, 'psnr.png: cannot be written')
+    assert (out / 'eval.md').read_text().strip() in done.stdout
+    assert json.loads((out / 'eval.json').read_text())['world']['psnr']['1'] > 0
+
+
+def train_dataset(world):
+    return re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
+
+
+@slow
+def test_another_recording_is_said_on_the_card(world, tmp_path):
+    path = make_recording(tmp_path / 'grown.h5', n=170)
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    args = [world[0], f'--out_dir={out}', '--n_windows=2000000000']
+    said = train('eval.py', *args).stdout
+    own = json.loads((out / 'eval.json').read_text())['meta']
+    assert 'note: ' not in said and set(own['trained_on'].values()) == {own['data_id']}
+    said = train('eval.py', *args, f'--dataset={path}').stdout
+    other = json.loads((out / 'eval.json').read_text())['meta']
+    assert other['trained_on'] == own['trained_on'] and other['data_id'] != own['data_id']
+    assert set(other['trained_on']) == {'tokenizer', 'latent_actions', 'dynamics'}
+    note, = [x for x in (out / 'eval.md').read_text().splitlines() if x.startswith('note: ')]
+    assert own['data_id'] in note and other['data_id'] in note and said.count(note) == 2
+
+
+@slow
+def test_a_recording_that_is_too_short_is_said_in_the_keys_of_eval(world):
+    done = run('eval.py', world[0], '--n_frames=30')
+    refused(done, 3, 'n_frames=30 after 2 of context', 'at least 32 frames', 'lower n_frames')
+    assert 'seq_len' not in done.stderr
 
 
 # -----------------------------------------------------------------------------

@@ -46,6 +46,28 @@ def test_what_cannot_be_written_is_said(tmp_path):
     assert e.value.exit_code == 7 and str(e.value).count('\n') == 1 and 'cure: ' in str(e.value)
 
 
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path, read_only):
+    files.expect_writable(tmp_path / 'not' / 'there')
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'a').write_text('a file, no folder')
+    (tmp_path / 'input').mkdir()
+    read_only(tmp_path / 'input')
+    for folder in ('a', 'a/b', 'input', 'input/b'):
+        with pytest.raises(files.DiskError, match='cannot be written.*GB free'):
+            files.expect_writable(tmp_path / folder)
+    assert not list((tmp_path / 'input').iterdir())
+
+
+def test_the_cache_of_a_user_is_a_whole_path_or_none(monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', os.path.abspath('x'))
+    assert files.user_cache() == os.path.join(os.path.abspath('x'), 'nanoworlds')
+    monkeypatch.setenv('XDG_CACHE_HOME', 'relative')  # to be ignored, says the standard
+    assert files.user_cache() is None
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)  # a container without a home
+    assert files.user_cache() is None
+
+
 @pytest.mark.slow
 def test_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path):
     """RLIMIT_FSIZE stands in for the full disk: writes past it fail like ENOSPC does."""

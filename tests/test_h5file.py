@@ -10,6 +10,7 @@ from samples import RNG, noise, write
 
 import data
 from files import DiskError
+from recordings import h5file
 
 
 def test_a_file_with_only_frames_is_valid(tmp_path):
@@ -90,6 +91,105 @@ def test_too_little_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match='GB free'):
         data.load(write(tmp_path / 'a.h5', noise()))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# -----------------------------------------------------------------------------
+# a dataset on a disk that cannot be written, or has no room
+
+
+@pytest.fixture
+def given(tmp_path, read_only, own_cache):
+    """A recording in a folder that is read-only, as /kaggle/input is."""
+    shutil.rmtree(own_cache, ignore_errors=True)
+    (tmp_path / 'input').mkdir()
+    path = write(tmp_path / 'input' / 'tokens_a.h5', noise(300))
+    read_only(tmp_path / 'input')
+    return path
+
+
+@pytest.mark.row(48)
+def test_a_read_only_dataset_is_decoded_into_out_dir(given, tmp_path, own_cache, capsys):
+    frames = data.load(given, None, True, str(tmp_path / 'out')).frames
+    npy, = (tmp_path / 'out' / 'cache').iterdir()
+    said = capsys.readouterr().out
+    assert frames.filename == str(npy) and said.count('\n') == 1
+    assert said.startswith(f'decoded into {npy}, for {given[:-3]}.') and 'Read-only' in said
+    before = npy.stat()
+    again = data.load(given, None, False, str(tmp_path / 'out')).frames
+    assert again.filename == str(npy) and npy.stat().st_ino == before.st_ino, 'decoded again'
+    assert capsys.readouterr().out == ''
+    data.cached(str(tmp_path / 'out' / 'cache' / 'tokens_1.npy'), 5, lambda picks: picks)
+    assert npy.exists(), 'it is no older cache of the tokens'
+    assert not own_cache.exists() and os.listdir(tmp_path / 'input') == ['tokens_a.h5']
+
+
+@pytest.mark.row(48)
+def test_a_read_only_dataset_is_decoded_into_the_cache_of_the_user(given, own_cache, capsys):
+    data.load(given, master=False)
+    npy, = own_cache.iterdir()
+    assert capsys.readouterr().out == '', 'one process speaks for all'
+    frames = noise(300)
+    write(given, frames)  # by another machine
+    ds = data.load(given)
+    new, = own_cache.iterdir()
+    assert new != npy and np.array_equal(ds.frames, frames), 'the pictures of the old file'
+
+
+@pytest.mark.row(48)
+def test_two_read_only_datasets_of_one_name(tmp_path, read_only, own_cache):
+    """Of one shape and date, too, as an archive may have made them."""
+    paths, every = [], [noise(40), noise(40)]
+    for name, frames in zip('xy', every):
+        (tmp_path / name).mkdir()
+        paths.append(write(tmp_path / name / 'a.h5', frames))
+        os.utime(paths[-1], (0, 0))
+        read_only(tmp_path / name)
+    for _ in range(2):
+        for path, frames in zip(paths, every):
+            assert np.array_equal(data.load(path).frames, frames)
+    assert len(list(own_cache.glob('frames_a_*.npy'))) == 2
+
+
+@pytest.mark.row(48)
+def test_nowhere_to_decode(given, tmp_path, read_only, own_cache):
+    read_only(tmp_path / 'out')
+    read_only(own_cache)
+    with pytest.raises(DiskError) as e:
+        data.load(given, None, True, str(tmp_path / 'out'))
+    said = str(e.value)
+    assert said.count('\n') == 2 and 'cannot be written' in said
+    for folder in (tmp_path / 'input', tmp_path / 'out' / 'cache', own_cache):
+        assert str(folder) in said.splitlines()[-1]
+
+
+def test_a_full_disk_beside_the_dataset(tmp_path, monkeypatch, capsys):
+    def free_space(folder):
+        return 10 ** 12 if str(folder).endswith('cache') else 1000
+
+    monkeypatch.setattr(h5file, 'free_space', free_space)
+    frames = noise()
+    ds = data.load(write(tmp_path / 'a.h5', frames), None, True, str(tmp_path / 'out'))
+    assert np.array_equal(ds.frames, frames)
+    assert os.path.dirname(ds.frames.filename) == str(tmp_path / 'out' / 'cache')
+    assert 'GB free' in capsys.readouterr().out
+
+
+def test_a_decoding_beside_a_read_only_dataset_is_used(tmp_path, read_only, capsys):
+    path = write(tmp_path / 'a.h5', noise())
+    beside = data.load(path).frames.filename
+    read_only(tmp_path)
+    assert data.load(path, None, True, str(tmp_path / 'out')).frames.filename == beside
+    assert capsys.readouterr().out == '' and os.path.dirname(beside) == str(tmp_path)
+
+
+def test_a_missing_file_is_said_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError) as e:
+        data.load('data/none.h5')
+    assert str(e.value).startswith(f'{tmp_path}/data/none.h5: found no such file')
+    with pytest.raises(data.DataError) as e:  # a name that is one in the repository
+        data.load('README.md')
+    assert str(e.value).endswith(f'cure: start the script in {h5file.ROOT}, where README.md is')
 
 
 # -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """play.py as a browser and as an attacker meet it: a real process on a free port, over HTTP."""
 import base64
 import hashlib
+import html
 import http.client
 import io
 import json
@@ -9,6 +10,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from launch import refused, run, start
+from launch import ROOT, recording, refused, run, start
 from PIL import Image
 
 import data
@@ -134,13 +136,15 @@ def play(server, number, actions, **more):
 
 
 def refuses(server, status, *args, **more):
-    """It says no in words of its own, and the world stands where it stood."""
+    """It says no in words of its own, and the world stands where it stood -> these words."""
     play(server, 0, [1])
     code, headers, body = ask(server, *args, **more)
     assert code == status, (code, body)
-    assert len(body) < 60 and b'Traceback' not in body
+    assert len(body) < (170 if code == 403 else 60) and b'Traceback' not in body
+    assert b'evil' not in body and b'\n' not in body
     assert headers['Content-Type'].startswith('text/plain')
     assert ask(server, 'POST', '/step', {'action': 1, 'frame': 1})[0] == 200
+    return body.decode()
 
 
 STEP = ('POST', '/step', {'action': 1, 'frame': 1})
@@ -216,24 +220,90 @@ def test_a_second_page_takes_the_world_over(server):
     dict(Origin='http://127.0.0.1'),
     dict(Origin='http://127.0.0.1:PORT.evil.example'),
     dict(Origin=('http://127.0.0.1:PORT', 'http://evil.example')),
+    dict(Origin='http://127.0.0.1:PORT/'),
+    dict(Origin='http://localhost:PORT'),
+    dict(Origin='http://127.0.0.1:9000'),
+    dict(Host='localhost:9000', Origin='http://localhost:PORT'),
+    dict(Host='localhost:9000', Origin='https://localhost:9000'),
     dict(Host='evil.example'),
     dict(Host='evil.example:PORT'),
+    dict(Host='127.0.0.1.evil.example:PORT'),
+    dict(Host='localhost.:PORT'),
+    dict(Host='evil.example:127.0.0.1'),
+    dict(Host='evil.example@127.0.0.1:PORT'),
+    dict(Host='127.0.0.1:PORT:1'),
+    dict(Host='127.0.0.1:'),
+    dict(Host='127.0.0.1:x'),
+    dict(Host='0.0.0.0:PORT', Origin='http://0.0.0.0:PORT'),
+    dict(Host='[::2]:PORT', Origin='http://[::2]:PORT'),
+    dict(Host=''),
+    dict(Host='', Origin='http://'),
     dict(Host=None),
-    dict(Host='127.0.0.1'),
-    dict(Host='127.0.0.1:1'),
     dict(Host=('127.0.0.1:PORT', 'evil.example')),
     dict(Host='evil.example:PORT', Origin='http://evil.example:PORT'),
 ], ids=lambda headers: ' '.join(f'{k}={v}' for k, v in headers.items()))
 def test_other_sites_may_not(server, headers):
-    refuses(server, 403, *STEP, **headers)
+    own = {'127.0.0.1:PORT', 'localhost:9000'}
+    known = headers.get('Host', '127.0.0.1:PORT') in own
+    words = 'must pass on the Host' if known else '--allow_hosts=NAME'
+    assert words in refuses(server, 403, *STEP, **headers)
     refuses(server, 403, 'POST', '/start', {'start': 7}, **headers)
-    if 'Host' in headers:
-        refuses(server, 403, 'GET', '/', Host=headers['Host'])
+    if not known:
+        assert words in refuses(server, 403, 'GET', '/', Host=headers['Host'])
 
 
-def test_localhost_is_another_name_of_here(server):
-    play(server, 0, [1], Host='localhost:PORT', Origin='http://localhost:PORT')
-    assert ask(server, 'GET', '/', Host='LOCALHOST:PORT')[0] == 200
+@row(40)
+@pytest.mark.parametrize('host', [
+    'localhost:PORT', '127.0.0.1:9000', 'localhost:1', '[::1]:8888', '127.0.0.1', 'localhost',
+    '[::1]', 'LOCALHOST:PORT'])
+def test_every_port_of_this_machine_is_here(server, host):
+    """`ssh -L 9000:127.0.0.1:8000`, the port of a container. Another page of such a port is still
+    another Origin."""
+    play(server, 0, [1], Host=host, Origin=f'http://{host}')
+    assert ask(server, 'GET', '/', Host=host)[0] == 200
+    refuses(server, 403, *STEP, Host=host, Origin='http://localhost:7777')
+    refuses(server, 403, *STEP, Host=host)
+
+
+@row(40)
+def test_other_names_by_a_key(world, named):
+    it = serve(world[0], f'--out_dir={named}', f'--token={TOKEN}', '--host=127.0.0.1',
+               '--allow_hosts=Play.example.org, 10.0.0.5,[fe80::1]')
+    try:
+        for host in ('play.example.org', 'PLAY.example.org:8443', '10.0.0.5:80', '[fe80::1]:1'):
+            assert ask(it, 'GET', f'/?token={TOKEN}', Host=host)[0] == 200
+            for scheme in ('http', 'https'):  # the proxy may speak https
+                play(it, 0, [1], X_Token=TOKEN, Host=host, Origin=f'{scheme}://{host}')
+        assert 'no token' in refuses_alone(it, Host='play.example.org')
+        for host, origin in (('example.org', 'https://example.org'),
+                             ('play.example.org', 'https://evil.example'),
+                             ('play.example.org', 'https://10.0.0.5'),
+                             ('127.0.0.1:PORT', 'https://127.0.0.1:PORT'),
+                             ('127.0.0.1:PORT', 'https://play.example.org')):
+            assert ask(it, *STEP, X_Token=TOKEN, Host=host, Origin=origin)[0] == 403
+    finally:
+        it.process.kill()
+        assert it.process.communicate()[1] == ''
+
+
+@row(40)
+def test_a_port_of_a_container(world, named):
+    """There the server listens at all addresses, and what is typed elsewhere is another port."""
+    it = serve(world[0], f'--out_dir={named}', f'--token={TOKEN}', '--host=0.0.0.0',
+               '--allow_hosts=127.0.0.1')
+    try:
+        play(it, 0, [1], X_Token=TOKEN, Host='localhost:9000', Origin='http://localhost:9000')
+        assert 'no token' in refuses_alone(it, Host='localhost:9000')
+        assert '--allow_hosts' in refuses_alone(it, Host='0.0.0.0:PORT')
+    finally:
+        it.process.kill()
+        it.process.communicate()
+
+
+def refuses_alone(server, **headers):
+    code, _, body = ask(server, 'GET', '/', **headers)
+    assert code == 403
+    return body.decode()
 
 
 @row(40)
@@ -242,7 +312,8 @@ def test_localhost_is_another_name_of_here(server):
     (TOKEN.upper(), TOKEN.upper()), ((TOKEN, TOKEN), TOKEN * 2), ('é', 'x')])
 def test_a_wrong_token(guarded, token, in_query):
     status, headers, body = ask(guarded, *STEP, X_Token=token)
-    assert (status, body) == (403, b'Forbidden.')
+    assert (status, body) == (403, b'Forbidden: no token, or a wrong one. Open the whole address '
+                              b'that the server printed.')
     assert ask(guarded, 'POST', f'/step?token={TOKEN}', STEP[2], X_Token=token)[0] == 403
     for path in ('/', '/elsewhere'):  # nor does it say what there is
         assert ask(guarded, 'GET', f'{path}?token={in_query}')[0] == 403
@@ -262,7 +333,11 @@ def test_the_token_opens_and_is_not_in_the_page(guarded):
 @pytest.mark.parametrize('args, words', [
     (['--host=0.0.0.0'], ['0.0.0.0', 'found no token', '--token=']),
     (['--token=short'], ['token', '16']),
-    (['--host=0.0.0.0', f'--token={TOKEN}'], ['0.0.0.0', 'address'])])
+    (['--host=0.0.0.0', f'--token={TOKEN}'], ['0.0.0.0', 'address', '--allow_hosts=localhost']),
+    (['--allow_hosts=play.example.org'], ['play.example.org', 'found no token', '--token=']),
+    (['--allow_hosts=https://play.example.org', f'--token={TOKEN}'], ['https', 'no http://']),
+    (['--allow_hosts=play.example.org:80', f'--token={TOKEN}'], [':80', 'no port']),
+    (['--allow_hosts=*', f'--token={TOKEN}'], ["'*'", 'expected names'])])
 def test_nobody_else_can_reach_it_without_a_token(world, args, words):
     refused(run('play.py', world[0], '--port=0', *args), 2, *words)
 
@@ -452,6 +527,107 @@ def test_two_at_a_time_take_turns(server):
 
 
 # -----------------------------------------------------------------------------
+# the page in a browser: other keyboards, a phone held sideways
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+BEFORE = """<script>
+const posted = []
+fetch = async (path, request) => {
+  posted.push(JSON.parse(request.body))
+  return {ok: true, blob: async () => null}
+}
+createImageBitmap = async () => document.createElement('canvas')
+const pause = ms => new Promise(done => setTimeout(done, ms))
+</script>"""
+
+
+def in_browser(tmp_path, code, names, width=800, height=360):
+    """What `code` returns in the page, in a frame of that size. The server is a stub."""
+    facts = dict(names=names, memory=2, height=64, width=64, fps=15)
+    page = (ROOT / 'play.html').read_text().replace('WORLD', json.dumps(facts))
+    after = f"""<script>(async () => {{
+      await pause(300)
+      top.document.title = 'result' + JSON.stringify(await (async () => {{ {code} }})())
+    }})()</script>"""
+    path = tmp_path / 'page.html'
+    page = html.escape(page.replace('<style>', BEFORE + '<style>') + after)
+    size = f'width: {width}px; height: {height}px'
+    path.write_text(f'<iframe style="{size}" srcdoc="{page}"></iframe>')
+    done = subprocess.run(
+        [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars',
+         f'--user-data-dir={tmp_path}/user', '--window-size=1400,1000',
+         '--virtual-time-budget=20000', '--dump-dom', path.as_uri()],
+        capture_output=True, text=True, timeout=120)
+    result = re.search('<title>result(.*)</title>', done.stdout)
+    assert result, done.stdout[:300] + done.stderr[-300:]
+    return json.loads(html.unescape(result[1]))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium')
+def test_keys_are_known_by_their_place(tmp_path):
+    """On a Russian, a Greek, a French keyboard, with a number pad, with an input method."""
+    names = ['up', 'left', 'down', 'right', 'sword']
+    pressed = {
+        'russian': [('ц', 'KeyW', 0), ('ф', 'KeyA', 1), ('ы', 'KeyS', 2), ('в', 'KeyD', 3)],
+        'greek': [('ς', 'KeyW', 0), ('α', 'KeyA', 1), ('σ', 'KeyS', 2), ('δ', 'KeyD', 3)],
+        'french': [('z', 'KeyW', 0), ('q', 'KeyA', 1), ('à', 'Digit0', 0), ('é', 'Digit2', 2)],
+        'english': [('w', 'KeyW', 0), ('W', 'KeyW', 0), (' ', 'Space', 4), ('3', 'Digit3', 3)],
+        'arrows': [('ArrowUp', 'ArrowUp', 0), ('ArrowLeft', 'Numpad4', 1), ('1', 'Numpad1', 1)],
+        'input method': [('Process', 'KeyS', 2)]}
+    keys = [key for keys in pressed.values() for key in keys]
+    code = f"""
+    for (const [key, code] of {json.dumps(keys)}) {{
+      dispatchEvent(new KeyboardEvent('keydown', {{key, code}}))
+      dispatchEvent(new KeyboardEvent('keyup', {{key, code}}))
+      await pause(150)
+    }}
+    return posted.filter(message => 'action' in message).map(message => message.action)"""
+    assert in_browser(tmp_path, code, names) == [action for _, _, action in keys]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium')
+def test_a_key_is_put_elsewhere_by_its_place_and_called_what_is_printed_on_it(tmp_path):
+    code = """
+    const button = document.querySelector('#actions button')
+    button.setPointerCapture = () => {}
+    button.onpointerdown({preventDefault() {}, pointerId: 1})
+    dispatchEvent(new KeyboardEvent('keydown', {key: 'й', code: 'KeyQ'}))
+    button.onlostpointercapture({pointerId: 1})
+    dispatchEvent(new KeyboardEvent('keyup', {key: 'q', code: 'KeyQ'}))
+    await pause(200)
+    posted.length = 0
+    dispatchEvent(new KeyboardEvent('keydown', {key: 'q', code: 'KeyQ'}))
+    dispatchEvent(new KeyboardEvent('keyup', {key: 'Q', code: 'KeyQ'}))
+    await pause(200)
+    const label = button.querySelector('small').textContent
+    dispatchEvent(new KeyboardEvent('keydown', {key: 'т', code: 'KeyN'}))
+    await pause(200)
+    return [label, posted]"""
+    label, posted = in_browser(tmp_path, code, ['fire', 'run'])
+    assert set(label.split()) in ({'SPACE', '0', 'Й'}, {'space', '0', 'Й'}, {'space', '0', 'Q'})
+    assert [message.get('action', message.get('start')) for message in posted] == [0, 1]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium')
+@pytest.mark.parametrize('window', [(800, 360), (667, 375), (360, 800), (1280, 800)])
+def test_every_button_can_be_reached(tmp_path, window):
+    """Beside the picture on a phone held sideways; the whole picture is seen at the same time."""
+    code = """
+    const boxes = [...document.querySelectorAll('canvas, button')].map(element => {
+      const {left, top, right, bottom} = element.getBoundingClientRect()
+      return [left, top, innerWidth - right, innerHeight - bottom, right - left, bottom - top]
+    })
+    return boxes"""
+    names = ['noop', 'up', 'down', 'left', 'right', 'sword', '', '']
+    boxes = in_browser(tmp_path, code, names, *window)
+    assert len(boxes) == 11
+    for left, top, right, bottom, width, height in boxes:
+        assert min(left, top, right, bottom) >= 0, (left, top, right, bottom)
+        assert width >= 44 and height >= 40
+    assert boxes[0][4] > 300, 'the picture is small'
+
+
+# -----------------------------------------------------------------------------
 # how it ends
 
 
@@ -469,6 +645,27 @@ def test_a_signal_ends_it(world, number):
 def test_a_port_in_use(world, server):
     words = f'port={server.port}', 'in use', '--port=0'
     refused(run('play.py', world[0], f'--port={server.port}'), 2, *words)
+    elsewhere = '--host=203.0.113.7', f'--token={TOKEN}', '--port=0'
+    done = run('play.py', world[0], *elsewhere)
+    refused(done, 2, '203.0.113.7', 'an address of this machine')
+    assert '--port=0' not in done.stderr
+
+
+def test_another_recording_is_said(world, tmp_path):
+    it = start('play.py', world[0], '--port=0', f'--dataset={recording(tmp_path / "b.h5", n=170)}')
+    said = []
+    while not said or not said[-1].startswith('play at '):
+        said.append(next(it.stdout))
+    it.kill()
+    it.communicate()
+    note, = [line for line in said if line.startswith('note: ')]
+    assert 'dynamics trained on' in note
+
+
+def test_a_recording_that_is_too_short_is_said_in_words_of_the_game(world, tmp_path):
+    done = run('play.py', world[0], f'--dataset={recording(tmp_path / "b.h5", n=12)}')
+    refused(done, 3, 'at least 2 frames in a row for the 2 that the world looks back', '12 frames')
+    assert 'seq_len' not in done.stderr
 
 
 def test_a_world_that_is_not_there(world, tmp_path):

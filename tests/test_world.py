@@ -2,12 +2,15 @@
 import shutil
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from launch import recording, refused, run
 
+import data
 from training import checkpoint
-from world import Encoded, load_stage
+from world import Encoded, load_stage, load_world, other_data
 
 
 @pytest.mark.parametrize('stride', [1, 2])
@@ -32,3 +35,68 @@ def test_averaged_weights_of_an_earlier_version_are_what_others_load(world, tmp_
     torch.save({k: v for k, v in ckpt.items() if k != 'path'}, out / 'tokenizer' / 'best.pt')
     model, about = load_stage(str(out), 'tokenizer', 'cpu')
     assert not model.to_patch.bias.any() and about['id'] == checkpoint.weights_id(ckpt['ema'])
+
+
+def altered(out, folder, stage, **config):
+    """A copy of a trained world in which the checkpoint of a stage has another config."""
+    shutil.copytree(out, folder)
+    path = folder / stage / 'best.pt'
+    ckpt = checkpoint.load(str(path))
+    torch.save({**ckpt, 'config': {**ckpt['config'], **config}}, path)
+    return str(folder)
+
+
+def dataset_of(world):
+    return checkpoint.best(world[1] / 'tokenizer', 'tokenizer')['config']['dataset']
+
+
+@pytest.mark.slow
+def test_actions_of_another_frame_stride_are_refused(world, tmp_path):
+    """An action model that learned what happens within two frames, used on every frame."""
+    out = altered(world[1], tmp_path / 'out', 'latent_actions', frame_stride=2)
+    words = 'latent_actions', 'found frame_stride=2, expected frame_stride=1', '--frame_stride=2'
+    with pytest.raises(checkpoint.CheckpointError) as e:
+        load_world(out, dataset_of(world), 'cpu')
+    assert all(word in str(e.value) for word in words)
+    refused(run('dynamics.py', world[0], f'--out_dir={out}'), 4, *words)
+    refused(run('sample.py', world[0], f'--out_dir={out}'), 4, *words)
+
+
+def test_what_was_trained_on_other_data_is_said():
+    here = SimpleNamespace(path='a.h5', data_id='1')
+    assert other_data(dict(tokenizer='1', dynamics='1', latent_actions=None), here) == ''
+    said = other_data(dict(tokenizer='2', dynamics='1', latent_actions='3'), here)
+    assert 'a.h5 (data_id 1)' in said
+    assert 'tokenizer, latent_actions trained on (data_id 2, 3)' in said
+    assert 'dynamics' not in said and '\n' not in said
+
+
+@pytest.mark.slow
+def test_a_dynamics_on_the_tokens_of_another_recording_says_so(world, tmp_path):
+    out = shutil.copytree(world[1], tmp_path / 'out')
+    path = recording(tmp_path / 'grown.h5', n=170)
+    done = run('dynamics.py', world[0], f'--dataset={path}', f'--out_dir={out}', '--max_iters=1')
+    note, = [line for line in done.stdout.splitlines() if line.startswith('note: ')]
+    assert done.returncode == 0 and 'tokenizer, latent_actions trained on' in note
+
+
+@pytest.mark.slow
+def test_labels_that_mean_something_else_are_refused(world, tmp_path):
+    """The dynamics was trained on labels, and in this recording the same numbers have other
+    names."""
+    def labelled(name, *action_names):
+        path = recording(tmp_path / name)
+        with h5py.File(path, 'a') as f:
+            f['actions'] = np.arange(len(f['frames'])) % 3
+            f.attrs['action_names'] = action_names
+        return path
+
+    out = altered(world[1], tmp_path / 'out', 'dynamics', action_source='labels')
+    path = tmp_path / 'out' / 'dynamics' / 'best.pt'
+    ckpt = checkpoint.load(str(path))
+    # without a name are rare ones
+    torch.save({**ckpt, 'action_names': ['stay', 'go', 'go 2', '']}, path)
+    load_world(out, labelled('a.h5', 'stay', 'go', 'go', 'fly'), 'cpu')
+    with pytest.raises(data.DataError) as e:
+        load_world(out, labelled('b.h5', 'go', 'stay', 'jump'), 'cpu')
+    assert 'actions called go, stay, jump' in str(e.value) and 'stay, go, go 2' in str(e.value)
