@@ -8,8 +8,15 @@ ever changed.
     python diagnose.py history.csv checkpoints --vocab=1024 --total=300000 --n_actions=16
     python diagnose.py epochs.md batches.md --vocab=65536,8192 --weights=closs:1,loss_ct:10
 
-LOG: log.csv of this project, a W&B history as CSV, JSON lines, a whitespace or markdown table. A
-blank cell was not logged. It may be packed as .gz, .bz2 or .xz.
+LOG may be:
+  log.csv of this project, or what its scripts print (python dynamics.py ... | tee train.log);
+  any table with a line of names: CSV, also with ; or tabs, decimal commas or 66,000; markdown;
+  W&B: a history, or a chart of several runs, each of which is judged;
+  TensorBoard: run-NAME-tag-TAG.csv or .json, as its download links name them;
+  JSON: lines, an array, a dict of columns, trainer_state.json of Hugging Face;
+  what others print: nanoGPT, modded-nanogpt, Hugging Face, MetricLogger, tqdm, llm.c, Keras ...,
+  also with [rank0]: or 0: in front.
+A blank cell was not logged. The file may be packed as .gz, .bz2 or .xz.
 CHECKPOINT_DIR: a folder of this project, or of
 NAME_step_N/{model_state_dict,optim_state_dict,state}.pt.
 Exit code: 0 ok or info, 1 warn, 2 critical, 3 something could not be read, or bad usage.
@@ -28,7 +35,11 @@ import textwrap
 import numpy as np
 
 from diagnosis import folders, rules
-from diagnosis.log import Unreadable, clean, read_log
+from diagnosis.formats import Unreadable, clean
+from diagnosis.log import read_logs
+
+
+KNOWN_LOGS = re.compile(r'trainer_state\.json|.*tfevents.*|.*\.wandb|log.*\.txt|.*\.(csv|jsonl)')
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,13 +82,13 @@ class Inputs:
                 if os.path.isdir(path):
                     self.add_folder(path, told)
                 else:
-                    self.add_log(path, told, given=True)
+                    self.add_logs(path, told, given=True)
             except (OSError, ImportError) as e:  # ImportError: torch, for checkpoints
                 self.unreadable.append(f'{clean(path)}: cannot be read: {clean(e, 200)}')
         names = [log.name for log, _ in self.logs]
         for log, _ in self.logs:
             if names.count(log.name) > 1:
-                log.name = clean(log.path)
+                log.name = clean(log.place)
         if len(self.given()) == 1:  # one log and checkpoints without one: they belong together
             log, = self.given()
             for i, (points, other) in enumerate(self.groups):
@@ -88,15 +99,17 @@ class Inputs:
         """The logs that were named one by one."""
         return [log for log, _ in self.logs if log.given]
 
-    def add_log(self, path, told, points=(), given=False):
+    def add_logs(self, path, told, points=(), given=False):
+        """-> the logs of the runs in a file."""
         try:
-            log = read_log(path)
+            logs = read_logs(path)
         except Unreadable as e:
             self.unreadable.append(str(e))
-            return None
-        log.checkpoints, log.given = points, given
-        self.logs.append((log, told))
-        return log
+            return []
+        for log in logs:
+            log.checkpoints, log.given = points, given
+            self.logs.append((log, told))
+        return logs
 
     def add_folder(self, path, told):
         stages = [path]
@@ -104,22 +117,24 @@ class Inputs:
             below = [os.path.join(path, name) for name in folders.STAGES]
             stages = [p for p in below if folders.is_stage(p)]
         for stage in stages:
-            points, log = folders.own_points(stage), None
+            points, logs = folders.own_points(stage), []
             file = os.path.join(stage, 'log.csv')
             if os.path.isfile(file):
                 about = folders.told_by_checkpoints(stage, points, told)
-                log = self.add_log(file, about, points)
-            if log:
+                logs = self.add_logs(file, about, points)
+            for log in logs:
                 log.name = clean(os.path.basename(os.path.abspath(stage)), 40)
                 log.status = folders.status_of(stage)
             if points:
-                self.groups.append((points, log))
+                self.groups.append((points, logs[0] if logs else None))
         points = [] if stages else folders.foreign_points(path)
         for group in sorted({p.group for p in points}):
             self.groups.append(([p for p in points if p.group == group], None))
         if not stages and not points:
+            logs = [n for n in sorted(os.listdir(path)) if KNOWN_LOGS.fullmatch(n)]
+            hint = f'; name its file {clean(logs[0])}' if logs else ''
             self.unreadable.append(f'{clean(path)}: found a folder without log.csv, ckpt_*.pt, '
-                                   'stages or NAME_step_N folders')
+                                   f'stages or NAME_step_N folders{hint}')
 
 
 def judge(inputs):
@@ -130,7 +145,7 @@ def judge(inputs):
         name = log.name if several else ''
         findings += [dict(f, log=name) for f in rules.examine(log, told)]
         windows = [dict(start=start, rows=n, mean=mean) for start, n, mean in log.windows]
-        tables[log.path] = dict(windows=windows, columns=sorted(log.columns))
+        tables[log.place] = dict(windows=windows, columns=sorted(log.columns))
     for points, log in inputs.groups:
         name = log.name if log and several else ''
         found = rules.findings_by(rules.r18_checkpoints, points, log)
@@ -138,6 +153,8 @@ def judge(inputs):
         table = [dict(name=p.name, step=p.step, fault=p.fault) for p in points]
         tables[f'checkpoints {points[0].group}'] = table
     for a, b in zip(inputs.given(), inputs.given()[1:]):
+        if a.path == b.path:  # two runs of one file are not two logs of one run
+            continue
         found = rules.findings_by(rules.r13_two_logs, a, b)
         findings += [dict(f, log=f'{a.name} and {b.name}') for f in found]
     return findings, tables
@@ -185,17 +202,20 @@ def main(argv=None):
     parser.add_argument('--weights', type=weights, default={},
                         help='weights of the terms of the loss: closs:1,loss_ct:10')
     parser.add_argument('--json', action='store_true', help='the same as one JSON object')
-    parser.add_argument('--plot', metavar='FILE.png', help='draw the first log')
+    parser.add_argument('--plot', metavar='FILE.png', help='draw the log that the verdict is about')
     args = parser.parse_args(argv)
     with np.errstate(all='ignore'):
         told = rules.Told(args.vocab, args.total, args.n_actions, args.weights)
         inputs = Inputs(args.paths, told)
         findings, tables = judge(inputs)
         severity, headline = rules.conclude(findings)
+        severity = severity if findings else 'none'
         if args.plot and inputs.logs:
             try:
                 from diagnosis.plot import plot
-                plot(*inputs.logs[0], headline, args.plot)
+                accused = {f['log'] for f in findings if f['severity'] == severity}
+                pairs = [pair for pair in inputs.logs if pair[0].name in accused]
+                plot(*(pairs or inputs.logs)[0], headline, args.plot)
             except Exception as e:  # whatever a library for drawing raises for absurd numbers
                 inputs.unreadable.append(f'{clean(args.plot)}: the picture cannot be written: '
                                          f'{clean(e, 200)}')
@@ -211,7 +231,7 @@ def main(argv=None):
             print(f'verdict: {severity}: {headline}')
     if inputs.unreadable:
         return 3
-    return {'ok': 0, 'info': 0, 'warn': 1, 'critical': 2}[severity]
+    return {'none': 0, 'ok': 0, 'info': 0, 'warn': 1, 'critical': 2}[severity]
 
 
 if __name__ == '__main__':

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 
-from diagnosis.log import HELD_OUT, find_column
+from diagnosis.formats import HELD_OUT
+from diagnosis.log import find_column
 
 ENTROPY, UNIQUE = r'(.*/)?action_entropy', r'(.*/)?unique_actions'
 USAGE = r'.*codebook_usage'
-LR = ('lr', 'learning_rate', r'.*/lr', r'.*learning_rate.*', r'lr[-_/].*')
+LR = ('lr', 'learning.rate', r'.*[/_ ]lr', r'.*learning.rate.*', r'lr[-_/].*')
 
 
 def finding(severity, text, head='', action='', **numbers):
@@ -38,7 +39,7 @@ def add_figures(log, told):
     log.windows = log_windows(log.s, log.x)
     log.k = divisor(log, told)
     terms = {n for n in log.columns if 'loss' in n and not HELD_OUT.fullmatch(n)}
-    terms |= {log.loss_name, *told.weights} & set(log.columns)
+    terms |= {log.loss_name, *map(log.term, told.weights)} & set(log.columns)
     levels = {n: regimes(log.columns[n][np.isfinite(log.columns[n])]) for n in sorted(terms)}
     log.regimes = {n: found for n, found in levels.items() if found}
     log.mixed = bool(log.regimes)
@@ -55,7 +56,7 @@ def add_figures(log, told):
 def series(log, *patterns):
     """(name, steps, values) of a training column where it was logged and is finite; name is None
     if there is no such column."""
-    name = find_column([n for n in log.columns if not HELD_OUT.fullmatch(n)], *patterns)
+    name = find_column(log.names, *patterns)
     if name is None:
         return None, np.zeros(0), np.zeros(0)
     x = log.columns[name]

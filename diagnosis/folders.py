@@ -10,7 +10,7 @@ import pickle
 import re
 from dataclasses import dataclass, replace
 
-from diagnosis.log import clean
+from diagnosis.formats import clean
 
 STAGES = ('tokenizer', 'latent_actions', 'dynamics', 'policy')
 FOREIGN = re.compile(r'(.*?)_?step_(\d{1,15})')  # NAME_step_N

@@ -1,272 +1,181 @@
 """
-A training log of anybody's as columns of numbers. pandas reads the cells; what is decided here is
-which column is the loss, which one the step, and what is odd about the file. Logs come from
-strangers, so their size, their width, the length of their lines and their names are bounded.
+A training log of anybody's as columns of numbers. formats.py reads the cells; what is decided here
+is which runs stand in a file, which column is the loss, which one counts the steps, and what is odd
+about it. What could also be read otherwise is kept, for R24 to say.
 
 In all arrays nan is a blank cell (nothing was logged), inf an infinity of either sign, and -inf a
 NaN that was logged.
 """
-import bz2
-import csv
-import gzip
-import io
-import json
-import lzma
 import math
 import os
 import re
-import zlib
 
 import numpy as np
 
-LOGGED_NAN, INFINITE = -math.inf, math.inf
+from diagnosis import formats
+from diagnosis.formats import HELD_OUT, IS_LOSS, MAX_COLUMNS, Unreadable, clean
 
-# what is larger is no training log
-MAX_COLUMNS, MAX_LINE = 200, 100_000
-MAX_BYTES, MAX_CELLS = 2 ** 30, 2 ** 27
-PIECE = 2 ** 18  # characters that are read at a time
+MAX_CELLS, MAX_RUNS = 2 ** 27, 50
 
-HELD_OUT = re.compile(r'(val|valid|validation|eval|test|held.?out)([_/. ].*|)')
-LOSS = ('loss', 'train[_/. ]?loss', r'(train|training)[_/. ].*loss', '.*/loss', 'closs',
-        'total.loss', '.*loss.*')
-STEP = ('_step', 'step', 'iter', 'iters', 'iteration', 'global.?step', '.*/global_step', 'steps',
-        'update', 'epochs?', '.*/epoch')
-
-BLANK = ['', '-', 'none', 'None', 'NONE', 'null', 'Null', 'NULL']
-PACKED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ': lzma.open}
-MAGIC = {b'\x89PNG': 'a PNG picture', b'\xff\xd8\xff': 'a JPEG picture', b'GIF8': 'a GIF picture',
-         b'PK\3\4': 'a zip file, or a checkpoint', b'\x89HDF': 'an HDF5 file'}
-
-
-class Unreadable(Exception):
-    """An input cannot be read."""
-    def __init__(self, path, reason):
-        super().__init__(f'{clean(path)}: {reason}')
-
-
-def clean(text, width=80):
-    """Names come from strangers' files: nothing in them may steer a terminal."""
-    text = ''.join(c if c.isprintable() else '?' for c in str(text))
-    return text if len(text) <= width else text[:width - 3] + '...'
+LOSS = ('loss', 'train[_/. ]?loss', '(train|training)[_/. ]closs', '(train|training)[_/. ].*loss',
+        '.*/loss', 'closs', 'total.loss', '.*loss.*', '.*(nll|cross.?entropy).*')
+# what a trainer itself counts comes first: its checkpoints have the same numbers
+COUNTERS = ('(.*[/_. ])?global.?step', '(.*/)?(iter|iters|iterations?|iter.?num|it)',
+            '((train|training|trainer|optimizer|optim|gradient)[/_. ])*steps?',
+            '(.*/)?(num_)?updates?')
+CALLS = '_step'  # of wandb.log, unless the trainer says otherwise
+EPOCHS = ('epochs?', '.*[/_. ]epoch')
 
 
 # -----------------------------------------------------------------------------
-# from a file to lines
-
-
-def chunks(path):
-    """Yields lists of the lines of a text file, packed or not, that are not blank. No file is held
-    in memory, and no line that never ends. Raises Unreadable."""
-    if not os.path.exists(path):
-        raise Unreadable(path, 'there is no such file')
-    if not os.path.isfile(path):
-        raise Unreadable(path, 'found something else than a file')
-    try:
-        packed, most = os.path.getsize(path), MAX_BYTES
-        check_size(path, packed, most)
-        with open(path, 'rb') as f:
-            start = f.read(6)
-        unpack = next((PACKED[magic] for magic in PACKED if start.startswith(magic)), open)
-        if unpack is not open:  # a few packed bytes can hold any number of them
-            most = min(MAX_BYTES, 2 ** 24 + 100 * packed)
-        with unpack(path, 'rb') as f:
-            encoding = find_encoding(path, f.read(4096))
-        with unpack(path, 'rt', encoding=encoding, errors='replace') as f:
-            text, rest, size = ' ', '', 0
-            while text:
-                text = f.read(PIECE)
-                size += len(text)
-                check_size(path, size, most)
-                lines = (rest + text.replace('\0', '')).split('\n')
-                rest = lines.pop()[:MAX_LINE + 1] if text else ''
-                yield [x for x in lines if x and len(x) <= MAX_LINE and not x.isspace()]
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as e:
-        reason = getattr(e, 'strerror', None) or clean(e) or 'out of memory'
-        raise Unreadable(path, f'cannot be read: {reason}') from None
-
-
-def check_size(path, size, most):
-    if not size:
-        raise Unreadable(path, 'the file is empty')
-    if size > most:
-        raise Unreadable(path, f'found {size} bytes, expected a log of at most {most}')
-
-
-def find_encoding(path, start):
-    """The encoding of a text file that starts with these bytes. Unreadable if they are no text."""
-    if start[:2] in (b'\xff\xfe', b'\xfe\xff'):  # PowerShell's > writes UTF-16
-        return 'utf-16'
-    if sum(c < 32 and c not in b'\t\n\f\r\x1b' for c in start) > len(start) // 100:
-        kinds = [kind for magic, kind in MAGIC.items() if start.startswith(magic)]
-        more = f'; its first bytes are those of {kinds[0]}' if kinds else ''
-        raise Unreadable(path, f'found a binary file, expected text{more}')
-    return 'utf-8-sig'
-
-
-# -----------------------------------------------------------------------------
-# from lines to columns
-
-
-def to_float(cell):
-    """One cell as a float; None if it is no number. What is beyond 1e100 has overflowed."""
-    # pandas' blank is the one value that is not itself
-    if cell is None or cell != cell or isinstance(cell, str) and cell.strip().lower() in BLANK:
-        return math.nan
-    try:
-        value = float(cell)
-    except OverflowError:
-        return INFINITE
-    except (ValueError, TypeError):
-        return None
-    if math.isnan(value):
-        return LOGGED_NAN
-    if abs(value) > 1e100:
-        return INFINITE
-    return value if abs(value) > 1e-100 else 0.0
-
-
-def to_floats(column):
-    """A pandas column -> (floats, how many cells are no numbers and count as blank)."""
-    if column.dtype.kind in 'iufb':
-        x = np.array(column, float)
-        x[np.abs(x) > 1e100] = INFINITE
-        x[np.abs(x) <= 1e-100] = 0
-        return x, 0
-    cells = [to_float(c) for c in column]
-    return np.array([math.nan if c is None else c for c in cells]), cells.count(None)
-
-
-def read_header(line, path):
-    """The first line of a table -> (what stands between its cells, the names of its columns)."""
-    mark = max(',;\t', key=line.count)
-    if '|' in line and ',' not in line:
-        mark = '|'
-    elif mark not in line:
-        mark = ' '
-    line, sep = with_bars([line], mark)
-    names = next(csv.reader([line[0].strip()], delimiter=sep), [])[:MAX_COLUMNS]
-    if all(to_float(c.replace(',', '.')) is not None for c in names):
-        raise Unreadable(path, 'found no line of column names at its start, '
-                               'expected one such as step,loss,lr')
-    return mark, [tidy(name) for name in names]
+# from tables to columns
 
 
 def tidy(name):
-    """W&B names a column RUN - train/loss."""
-    return clean(name.strip().strip('"').split(' - ')[-1], 200).strip().lower()
+    """A name in a file -> (run, name). W&B's charts name a column RUN - train/loss."""
+    name = clean(name.strip().strip('"'), 200).strip()
+    run, _, own = name.rpartition(' - ')
+    if IS_LOSS.search(run) and not IS_LOSS.search(own):
+        return '', name.lower()
+    return run.strip(), own.strip().lower()
 
 
-def with_bars(lines, mark):
-    """Rows of a markdown table, or of one with spaces between its cells, as a|b|c; other rows as
-    they are. -> (lines, what stands between their cells now)."""
-    if mark == ' ':
-        return ['|'.join(line.split()) for line in lines], '|'
-    if mark == '|':
-        rows = [line.strip().strip('|').split('|') for line in lines]
-        return ['|'.join(cell.strip() for cell in row) for row in rows], '|'
-    return lines, mark
+def name_columns(names, path, odd):
+    """(run, name) of each column of a table. Names that are equal are told apart: the second one is
+    a run of its own, so that each is judged."""
+    keys = [tidy(str(name)) for name in names]
+    plain = [name for _, name in keys]
+    if {'name', 'state', 'created'} <= set(plain):
+        raise Unreadable(path, "found W&B's table of runs, one row for each, expected the history "
+                               'of a run: export a chart, or run.history().to_csv()')
+    if sorted(plain) == sorted(formats.TENSORBOARD):
+        keys[plain.index('value')] = '', formats.tensorboard_tag(path)
+    if any(run for run, _ in keys):  # the axis of a chart counts the calls of wandb.log
+        keys = [('', CALLS) if key == ('', 'step') else key for key in keys]
+    found = []
+    for run, name in keys:
+        key, n = (run, name), 1
+        while key in found:
+            n += 1
+            key = f'{run or name} ({n})', name
+        if n > 1 and not name.endswith(('__min', '__max')):
+            odd.setdefault('equal', set()).add(name)
+        found.append(key)
+    return found
 
 
-def is_ruler(line):
-    """Is this the line below the names of a markdown table?"""
-    return '--' in line and not line.strip(':-| \t,;')
+def row_groups(table):
+    """[(run, its rows)] where a column names the run of each row, else all rows as one."""
+    for name, column in table.items():
+        if str(name).strip().lower() in formats.RUNS:
+            # a blank cell is not itself
+            texts = np.array([clean(cell, 60) if cell == cell else '' for cell in column])
+            runs = np.unique(texts)
+            if len(runs) <= MAX_RUNS:
+                return [(str(run), np.flatnonzero(texts == run)) for run in runs]
+    return [('', slice(None))]
 
 
-def read_table(lines, mark, names):
-    """Lines of a table -> (DataFrame, how many lines had too few or too many cells: blanks are
-    added, the rest is cut)."""
-    import pandas as pd
-    lines, sep = with_bars(lines, mark)
-    text = unquoted = '\n'.join(lines)
-    if '"' in text:  # what separates cells separates nothing in quotes
-        edge = re.escape(sep)
-        unquoted = re.sub(rf'(?m)(?:^|(?<={edge}))"[^"\n]*"(?={edge}|$)', '', text)
-    if '"' in unquoted:  # a quote that is never closed would swallow the lines after it
-        text = unquoted = text.replace('"', '')
-    if sep != ',' and re.search(r'\d,\d', text) and not re.search(r'\d\.\d', text):
-        text = text.replace(',', '.')  # decimal commas
-    n = len(names)
-    broken = sum(line.count(sep) != n - 1 for line in unquoted.split('\n'))
-    text = f'{sep.join(map(str, range(n)))}\n{text}\n'  # pandas must know the width
-    shape = dict(sep=sep, usecols=range(n), index_col=False, skip_blank_lines=False,
-                 keep_default_na=False)
-    try:
-        table = pd.read_csv(io.StringIO(text), dtype=float, na_values=BLANK, **shape)
-    except ValueError:  # a word, or a NaN that was logged, which is no blank cell
-        table = pd.read_csv(io.StringIO(text), dtype=str, na_filter=False, **shape)
-    table.columns = names
-    return table, broken
+class Columns:
+    """Collects the columns of a file, {(run, name): floats (rows,)}, from tables one after the
+    other."""
+
+    def __init__(self, path):
+        self.path, self.rows, self.numbers = path, 0, 0
+        self.pieces = {}  # key: [(rows, floats)]
+        self.wrong = {}  # key: how many cells are no numbers
+        self.marks = {}  # key: the decimal mark
+        self.odd = dict(lines=0, cells=0, headers=0)
+
+    def add(self, table):
+        table = formats.widened(table)
+        keys = name_columns(table.columns, self.path, self.odd)
+        marks = self.decimal_marks(keys, table)
+        for row_run, at in row_groups(table):
+            for (run, name), mark, (_, column) in zip(keys, marks, table.items()):
+                if not name.endswith(('__min', '__max')):  # W&B's ranges around a column
+                    self.add_column((run or row_run, name), column.iloc[at], mark, at)
+        self.rows += len(table)
+
+    def add_column(self, key, column, mark, at):
+        x, wrong = formats.to_floats(column, mark)
+        self.wrong[key] = self.wrong.get(key, 0) + wrong
+        # no blanks: a small file can be a huge table
+        some = np.flatnonzero(~np.isnan(x))
+        if not len(some) or key not in self.pieces and len(self.pieces) >= MAX_COLUMNS:
+            return
+        rows = self.rows + (some if isinstance(at, slice) else at[some])
+        if isinstance(at, slice) and len(some) == len(x):
+            rows = slice(self.rows, self.rows + len(x))
+        self.pieces.setdefault(key, []).append((rows, x[some]))
+        self.numbers += len(some)
+        if self.numbers > MAX_CELLS:
+            raise Unreadable(self.path, f'found more than {MAX_CELLS} numbers, expected fewer')
+
+    def decimal_marks(self, keys, table):
+        """The mark of each column: its own cells tell it, or those of the other columns do."""
+        found, unclear = formats.decimal_marks(table)
+        for key, mark in zip(keys, found):
+            if mark:
+                self.marks.setdefault(key, mark)
+        known = set(self.marks.values())
+        usual = '.'
+        if known == {','} or not known and ',' in unclear:
+            usual = ','
+        if unclear and len(known) != 1 and ',' in unclear:
+            self.odd['unclear'] = unclear
+        return [self.marks.get(key, usual) for key in keys]
+
+    def joined(self):
+        """{(run, name): floats (rows,)} of the fullest columns."""
+        columns, sizes = {}, dict.fromkeys(self.wrong, 0)
+        for key, pieces in self.pieces.items():
+            sizes[key] = sum(len(x) for _, x in pieces)
+        bad = {key[1]: (sizes[key], n) for key, n in self.wrong.items() if n > sizes[key]}
+        if bad:
+            self.odd['unreadable'] = bad  # most of their cells are no numbers
+        fullest = sorted(self.pieces, key=sizes.get, reverse=True)
+        for key in fullest[:max(8, MAX_CELLS // max(1, self.rows))]:
+            self.odd['cells'] += self.wrong[key]
+            columns[key] = np.full(self.rows, math.nan)
+            for at, x in self.pieces.pop(key):
+                columns[key][at] = x
+        return columns
 
 
-def read_records(lines):
-    """JSON lines -> (DataFrame, how many lines are no objects). A NaN becomes a word, as pandas
-    would take it for a blank."""
-    import pandas as pd
-
-    def decode(text):
-        try:
-            return json.loads(text, parse_constant=str)
-        except (ValueError, RecursionError):
-            return None
-
-    records = decode(f'[{",".join(lines)}]') or []  # all at once is quick
-    if len(records) != len(lines):
-        records = [decode(line) for line in lines]
-    good = [r for r in records if isinstance(r, dict)]
-    keys = sorted(set().union(*good))[:MAX_COLUMNS]
-    table = pd.DataFrame(good, columns=keys)
-    table.columns = [tidy(key) for key in keys]
-    return table, len(records) - len(good)
-
-
-def joined(pieces, rows):
-    """{name: [(rows, floats, how many cells are no numbers)]} -> (the fullest columns, {name:
-    floats (rows,)}; how many of their cells are no numbers)."""
-    columns, wrong_cells = {}, 0
-    fullest = sorted(pieces, key=lambda name: -sum(len(x) for _, x, _ in pieces[name]))
-    for name in fullest[:max(8, MAX_CELLS // max(1, rows))]:
-        if not name.endswith(('__min', '__max')):  # W&B's ranges around a column
-            columns[name] = np.full(rows, math.nan)
-            for at, x, wrong in pieces.pop(name):
-                columns[name][at] = x
-                wrong_cells += wrong
-    return columns, wrong_cells
+def read_runs(path):
+    """The numeric columns of a file -> ({run: {name: floats (rows,)}}, what is odd about it: how
+    many lines, cells and headers; the rows; and what R24 says). A run without a name is the only
+    one. Raises Unreadable."""
+    columns = Columns(path)
+    for table in formats.tables(path, columns.odd):
+        columns.add(table)
+    runs, odd = {}, columns.odd
+    for (run, name), x in columns.joined().items():
+        runs.setdefault(run, {})[name] = x
+    if not runs:
+        what = formats.foreign_format(path, b'', by_name=True)
+        raise Unreadable(path, what or 'found no numbers in it, expected a training log: a line of '
+                                       'names such as step,loss,lr, then numbers')
+    shared = runs.get('', {})
+    judged = {run: {**shared, **own} for run, own in runs.items() if any(map(IS_LOSS.search, own))}
+    if len(judged) < 2:
+        together = {}
+        for own in [*runs.values(), *judged.values()]:
+            together |= own
+        judged = split_by_prefix(together)
+    return judged, dict(odd, rows=columns.rows)
 
 
-def read_columns(path):
-    """The numeric columns of a file -> ({name: floats (rows,)}, what is odd about it: how many
-    lines, cells and headers; and the rows). Raises Unreadable."""
-    pieces, rows, kept = {}, 0, 0
-    first, odd = '', dict(lines=0, cells=0, headers=0)
-    for lines in chunks(path):
-        if lines and not first:
-            first, mark, names = lines[0], '', []
-            if not first.lstrip().startswith('{'):
-                mark, names = read_header(first, path)
-                lines = lines[1:]
-        if first and names:
-            odd['headers'] += lines.count(first)  # a second run was appended
-            lines = [x for x in lines if x != first and not is_ruler(x)]
-        if not lines:
-            continue
-        table, broken = read_table(lines, mark, names) if names else read_records(lines)
-        odd['lines'] += broken
-        for name, column in table.items():
-            x, wrong = to_floats(column)
-            some = np.flatnonzero(~np.isnan(x))  # no blanks: a small file can be a huge table
-            if len(some) and (name in pieces or len(pieces) < MAX_COLUMNS):
-                full = len(some) == len(x)
-                at = slice(rows, rows + len(x)) if full else rows + some
-                pieces.setdefault(name, []).append((at, x[some], wrong))
-                kept += len(some)
-        rows += len(table)
-        if kept > MAX_CELLS:
-            raise Unreadable(path, f'found more than {MAX_CELLS} numbers, expected fewer')
-    columns, odd['cells'] = joined(pieces, rows)
-    if not columns:
-        raise Unreadable(path, 'found no numbers in it, expected a training log: a line of names '
-                               'such as step,loss,lr, then numbers')
-    return columns, dict(odd, rows=rows)
+def split_by_prefix(columns):
+    """a/loss and b/loss are two runs, unless there is a loss of the whole beside them."""
+    losses = [n for n in columns if n.endswith('/loss') and not HELD_OUT.fullmatch(n)]
+    runs = [n.removesuffix('/loss') for n in losses]
+    if len(runs) < 2 or find_column(columns, 'loss', 'train.?loss'):
+        return {'': columns}
+    other = {run: tuple(f'{r}/' for r in runs if r != run) for run in runs}
+    return {run: {n: x for n, x in columns.items() if not n.startswith(other[run])}
+            for run in runs}
 
 
 # -----------------------------------------------------------------------------
@@ -282,42 +191,115 @@ def find_column(names, *patterns):
     return None
 
 
+def find_loss(names):
+    return find_column([n for n in names if not re.search('(scale|scaler|weight)s?$', n)], *LOSS)
+
+
 class Log:
     """columns; step and loss (rows,), blank where not logged; s and x: the steps and values of the
     losses that are finite. The rows are in the order of their steps; order says what was not.
-    diagnosis.figures adds what several rules need."""
+    names: the columns of the training, or of a held-out set if there is nothing else (held_out).
+    counted: what there is to say about the counter of steps. diagnosis.figures adds what several
+    rules need."""
 
-    def __init__(self, path, columns, odd):
-        self.path, self.name = path, clean(os.path.basename(path), 60)
+    def __init__(self, path, columns, odd, run=''):
+        self.path, self.run, self.name = path, run, clean(run or os.path.basename(path), 60)
         self.odd, self.checkpoints, self.status, self.given = odd, [], {}, False
-        train = [n for n in columns if not HELD_OUT.fullmatch(n)]
-        step = find_column(train, *STEP)
-        loss = find_column([n for n in train if n not in STEP], *LOSS)
+        self.names = [n for n in columns if not HELD_OUT.fullmatch(n)]
+        loss = find_loss(self.names)
+        self.held_out = loss is None
+        if self.held_out:
+            self.names, loss = list(columns), find_loss(columns)
         if loss is None:
             raise Unreadable(path, 'found no column of a training loss among '
                              f'{clean(", ".join(columns))}, expected loss, train/loss or the like')
-        if step and 'epoch' in step and not counts_epochs(columns[step], columns[loss]):
-            step = None
+        rows = np.isfinite(columns[loss]).sum()
+        self.other_losses = [n for n in self.names if n != loss and IS_LOSS.search(n)
+                             and np.isfinite(columns[n]).sum() > rows / 2]
+        step, self.counted = find_counter(columns, self.names, loss)
+        self.by_epoch = False
+        if step is None:
+            step = find_column(self.names, *EPOCHS)
+            self.by_epoch = bool(step) and counts_epochs(columns[step], columns[loss])
+            step = step if self.by_epoch else None
         self.step_name, self.loss_name = step, loss
-        self.by_epoch = bool(step) and 'epoch' in step
         self.unit = 'step' if step else 'row'
         if self.by_epoch:
             self.unit = 'epoch'
         steps = columns[step] if step else np.arange(len(columns[loss]), dtype=float)
-        keep, self.order = in_order(steps, ~np.isnan(columns[loss]))
+        keep, self.order = in_order(steps, columns[loss])
         self.step = steps[keep]
         self.columns = {name: x[keep] for name, x in columns.items()}
         self.loss = self.columns[loss]
         finite = np.isfinite(self.loss)
         self.s, self.x = self.step[finite], self.loss[finite]
 
+    @property
+    def place(self):
+        return f'{self.path}: {self.run}' if self.run else self.path
+
     def at(self, step):
         return f'{self.unit} {step:.10g}'
 
+    def term(self, name):
+        """The column of a term of the loss: closs is train_closs in many a log; None if it is not
+        there."""
+        prefix = r'(.*[/. ]|train_|training_|val_|valid_|eval_|test_)?'
+        return find_column(self.names, re.escape(name), prefix + re.escape(name))
 
-def read_log(path):
-    """The log in a file, or Unreadable."""
-    return Log(path, *read_columns(path))
+
+def read_logs(path):
+    """The logs in a file, one for each run, or Unreadable."""
+    (runs, odd), logs, fault = read_runs(path), [], None
+    for run, columns in runs.items():
+        try:
+            logs.append(Log(path, columns, odd, run))
+        except Unreadable as e:
+            fault = e
+    if not logs:
+        raise fault
+    return logs
+
+
+def find_counter(columns, names, loss):
+    """-> (the column that counts the steps or None; what there is to say about it: `calls`, `other`
+    (name, its last value, that of the chosen one); `sparse` (name, rows, of); `restarts` name)."""
+    logged, said = ~np.isnan(columns[loss]), {}
+    own = []
+    for pattern in COUNTERS:
+        own += sorted(n for n in names if n != CALLS and n not in own and re.fullmatch(pattern, n))
+    epochs = find_column(names, *EPOCHS)
+    if epochs:
+        epochs = columns[epochs][logged]
+        again = [n for n in own if restarts(columns[n][logged], epochs)]
+        said.update({'restarts': n for n in again})
+        own = [n for n in own if n not in again]
+    rows = {n: int(np.isfinite(columns[n][logged]).sum()) for n in own}
+    full = [n for n in own if rows[n] >= max(1, logged.sum() / 2)]
+    sparse = [n for n in own if 0 < rows[n] and n not in full]
+    if sparse and not full:
+        said['sparse'] = sparse[0], rows[sparse[0]], int(logged.sum())
+    others = full[1:]
+    if CALLS in columns:
+        others = [*others, CALLS]
+    step = full[0] if full else None
+    if step:
+        said.pop('restarts', None)
+        for n in others:
+            both = np.isfinite(columns[n]) & np.isfinite(columns[step]) & logged
+            a, b = columns[n][both], columns[step][both]
+            if len(a) and (np.abs(a - b) > 1).mean() > 0.01:
+                said.setdefault('calls' if n == CALLS else 'other', (n, a[-1], b[-1]))
+    elif CALLS in columns:
+        step = CALLS
+    return step, said
+
+
+def restarts(steps, epochs):
+    """Does this counter start again in every epoch?"""
+    good = np.isfinite(steps) & np.isfinite(epochs)
+    rests = np.diff(steps[good]) <= 0
+    return rests.any() and (np.diff(epochs[good])[rests] > 0).mean() > 0.9
 
 
 def counts_epochs(epochs, loss):
@@ -326,18 +308,18 @@ def counts_epochs(epochs, loss):
     return len(np.unique(epochs)) > len(epochs) / 2 and (epochs % 1 == 0).all()
 
 
-def in_order(step, has_loss):
+def in_order(step, loss):
     """-> (the rows to keep, in the order of their steps; a dict of what R19 has to say about it).
 
     A step that goes back means a shuffled file, a run that was resumed, or another run appended.
     """
     keep = np.flatnonzero(np.isfinite(step))
     order = dict(no_step=len(step) - len(keep))
-    s = step[keep]
+    s, x = step[keep], loss[keep]
     back = np.flatnonzero(np.diff(s) < 0) + 1
     if not len(back):
         return keep if order['no_step'] else slice(None), order
-    if len(np.unique(s[has_loss[keep]])) == has_loss[keep].sum():  # each step once: only shuffled
+    if is_shuffled(s[~np.isnan(x)]):
         order['unsorted'] = len(back)
         return keep[np.argsort(s, kind='stable')], order
     order['n_back'] = len(back)
@@ -349,11 +331,36 @@ def in_order(step, has_loss):
         run = max(i for i, n in enumerate(sizes) if n >= 0.1 * len(s) or n == sizes.max())
         order['runs'], order['run'] = [int(n) for n in sizes[:20]], run
         keep = keep[bounds[run]:bounds[run + 1]]
-        s = step[keep]
+        s, x = step[keep], loss[keep]
     if (np.diff(s) < 0).sum() > len(s) // 10:
         return keep[np.argsort(s, kind='stable')], order
     # what a resumed run did again replaces the first try
     lowest_after = np.append(np.minimum.accumulate(s[::-1])[::-1][1:], math.inf)
-    good = (s < lowest_after) | (np.diff(s, append=math.inf) == 0)
+    good = (s < lowest_after) | (s == lowest_after) & (np.diff(s, append=math.inf) == 0)
     order['overwritten'] = int((~good).sum())
+    order['ratio'] = second_try(s, x, good)
     return keep[good], order
+
+
+def is_shuffled(s):
+    """Is each step there once, and the file only out of order? A run that was resumed overlaps with
+    its first try instead."""
+    if len(np.unique(s)) < len(s):
+        return False
+    back = np.flatnonzero(np.diff(s) < 0) + 1
+    if len(back) > len(s) / 10:
+        return True
+    parts = sorted((part[0], part[-1]) for part in np.split(s, back) if len(part))
+    return all(a[1] < b[0] for a, b in zip(parts, parts[1:]))
+
+
+def second_try(s, x, good):
+    """The loss of the rows that were done again over that of the first try, 1 where there are too
+    few to tell, or where the first try rose and was abandoned for it."""
+    first, kept = ~good & np.isfinite(x), good & np.isfinite(x)
+    if first.sum() < 5 or kept.sum() < 5 or min(x[first].min(), x[kept].min()) <= 0:
+        return 1.0
+    ratio = float(np.median(np.interp(s[first], s[kept], x[kept]) / x[first]))
+    before = x[kept & (s < s[first].min())][-int(first.sum()):]
+    abandoned = len(before) and np.median(x[first]) > 1.3 * np.median(before)
+    return 1.0 if abandoned and ratio < 1 else ratio

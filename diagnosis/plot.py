@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from diagnosis.figures import LR, mean_text, series
-from diagnosis.log import clean
+from diagnosis.formats import clean
 from files import replacing
 
 BLUE, ORANGE, RED = '#4a86c5', '#d9730d', '#c4162a'

@@ -3,20 +3,21 @@ One function a rule. It takes a log with its figures and what was told about the
 findings, and says in its docstring why it exists. The first letters of its name are its number.
 """
 import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from diagnosis import rules_policy
+from diagnosis import rules_policy, rules_reading
 from diagnosis.figures import (ENTROPY, LR, UNIQUE, USAGE, add_figures, correlation, events,
                                finding, loss_now, loss_text, mean_text, series,
-                               smoothed_minimum, spacing, spearman, thirds)
-from diagnosis.log import HELD_OUT, LOGGED_NAN, Unreadable, clean, find_column, read_log
+                               smoothed_minimum, spearman, thirds)
+from diagnosis.formats import Unreadable, clean
+from diagnosis.log import find_column, read_logs
 
 SEVERITIES = ['ok', 'info', 'warn', 'critical']
 # the figures of these are for the reader: at info they leave the verdict at ok
-NEVER_ACCUSE = {'R00', 'R01', 'R06', 'R07', 'R08', 'R10', 'R14', 'R15', 'R16', 'R22', 'R23'}
+NEVER_ACCUSE = {'R00', 'R01', 'R06', 'R07', 'R08', 'R10', 'R14', 'R15', 'R16', 'R19', 'R22', 'R23',
+                'R24'}
 
 LOWER = ('Restart from scratch with a rate 20 to 1000 times lower or a longer warmup; what was '
          'learned after this is not worth keeping.')
@@ -62,96 +63,6 @@ class Told:
 
 
 # -----------------------------------------------------------------------------
-# what was read
-
-
-def r00_rows(log, told):
-    """What was read, so that a reader sees at once whether it is the right file."""
-    odd = {'cells are no numbers and count as blank': log.odd['cells'],
-           'lines are broken, too short or too long': log.odd['lines'],
-           f'rows have no {log.unit} and are left out': log.order['no_step']}
-    but = ', '.join(f'{n} {what}' for what, n in odd.items() if n)
-    but = f' But {but}.' if but else ''
-    if not len(log.x):
-        yield finding('info', f'{log.odd["rows"]} rows, and not one finite value in column '
-                      f'{log.loss_name}.{but}', rows=0)
-        return
-    first, last, low, median = log.x[0], log.x[-1], log.x.min(), np.median(log.x)
-    at = log.s[log.x.argmin()]
-    yield finding('info', f'{len(log.x)} rows of {log.loss_name} up to {log.at(log.s[-1])}: '
-                  f'{loss_text(first)} -> {loss_text(last)}, min {loss_text(low)} at {log.at(at)}, '
-                  f'median {loss_text(median)}.{but}', rows=len(log.x), last_step=log.s[-1],
-                  first=first, last=last, min=low, min_step=at, median=median)
-
-
-def r01_windows(log, told):
-    """Means over windows: single rows are noise, and the eye follows the noise."""
-    starts, means = [a for a, _, _ in log.windows], [m for _, _, m in log.windows]
-    if means:
-        width = f', {starts[1] - starts[0]:.10g} {log.unit}s each' if len(means) > 1 else ''
-        yield finding('info', f'Window means{width}: {" ".join(map(mean_text, means))}.',
-                      means=means, starts=starts)
-
-
-def r19_order(log, told):
-    """Rows of two runs in one file look like one run that jumps."""
-    order, parts, steps = log.order, [], log.step[~np.isnan(log.loss)]
-    gaps, usual = np.diff(steps), spacing(steps)
-    repeated = int((gaps == 0).sum())
-    if 'unsorted' in order:
-        parts.append(f'rows are out of order in {order["unsorted"]} places; '
-                     f'they were sorted by {log.unit}')
-    if 'back' in order:
-        places = ', '.join(f'{a:.10g} -> {b:.10g}' for a, b in order['back'])
-        parts.append(f'the {log.unit} goes back {order["n_back"]} times ({places})')
-    if 'runs' in order:
-        rows = ' + '.join(map(str, order['runs']))
-        parts.append(f'{len(order["runs"])} runs stand in one file ({rows} rows), '
-                     f'only number {order["run"] + 1} is judged here')
-    if order.get('overwritten'):
-        parts.append(f'{order["overwritten"]} rows that were done again are left out')
-    if log.odd['headers']:
-        parts.append(f'the line of names comes again {log.odd["headers"]} times')
-    if repeated:
-        parts.append(f'{repeated} rows repeat the {log.unit} before them')
-    if parts:
-        yield finding('warn', '; '.join(parts).capitalize() + '.',
-                      'the rows are not those of one unbroken run', back=order.get('n_back', 0),
-                      unsorted=order.get('unsorted', 0), repeated=repeated,
-                      runs=len(order.get('runs', [1])))
-    wide = np.flatnonzero(gaps > 5 * usual)
-    if len(wide):
-        at, s = wide[gaps[wide].argmax()], 's' if len(wide) > 1 else ''
-        yield finding('warn', f'{len(wide)} gap{s}, the widest from {log.at(steps[at])} to '
-                      f'{steps[at + 1]:.10g}; rows are usually {usual:.10g} apart.',
-                      'rows are missing', 'Find out what happened there, a crash or a log that '
-                      'was cut: no rule can see it.', gaps=len(wide))
-
-
-def r20_not_finite(log, told):
-    """After the first NaN in the loss nothing is trained any more."""
-    for name in sorted(log.columns, key=lambda n: (n != log.loss_name, n)):
-        x = log.columns[name]
-        rows = np.flatnonzero(np.isinf(x))
-        if len(rows) and name != log.step_name:
-            kind = 'NaN' if x[rows[0]] == LOGGED_NAN else 'infinite, or beyond 1e100,'
-            first = log.step[rows[0]]
-            # a gradient norm may overflow in float16; the update is skipped and all is well
-            yield finding('critical' if 'loss' in name else 'warn', f'{name} is {kind} first at '
-                          f'{log.at(first)}, {len(rows)} times in all, of {(~np.isnan(x)).sum()} '
-                          f'logged.', f'{name} is not finite from {log.at(first)}', first=first,
-                          times=len(rows))
-
-
-def r23_no_validation(log, told):
-    """Without held-out data nobody can tell learning from learning by heart."""
-    elsewhere = re.compile(r'.*/(val|eval|test)_?loss')
-    if not any(HELD_OUT.fullmatch(name) or elsewhere.match(name) for name in log.columns):
-        yield finding('info', 'No validation column: the log cannot tell learning from learning '
-                      'by heart.')
-
-
-# -----------------------------------------------------------------------------
 # the direction of the loss
 
 
@@ -186,8 +97,13 @@ def r03_trend(log, told):
                   f'{mean_text(turned["last"])}')
         numbers.update(turned=at, lowest=turned['low'], now=turned['last'],
                        since_lowest=turned['ratio'])
-    if log.rising:
-        rise = ratio if log.diverging else turned['ratio']
+    rise = ratio if log.diverging or not turned else turned['ratio']
+    if log.rising and log.held_out:
+        yield finding('warn', f'The held-out loss rises: {where}.', f'the held-out loss rises '
+                      f'(x{rise:.2f}), it turned at {log.at(at)}', 'Judge the log of the training '
+                      'loss as well: if that one falls, the model learns by heart. Then stop '
+                      'there, or use more data.', **numbers)
+    elif log.rising:
         yield finding('critical', f'Diverging: {where}.', f'the loss is diverging (x{rise:.2f}), '
                       f'it turned at {log.at(at)}', restart_advice(log), **numbers)
     elif turned:
@@ -215,11 +131,7 @@ def restart_advice(log):
     if at is not None:
         text += (f' at or before {log.at(at)}, the smoothed minimum (a later one holds a diverged '
                  'model)')
-        valid = [c.step for c in log.checkpoints if not c.fault and c.step <= at]
-        if valid:
-            text += f': that of {log.at(max(valid))}'
-        elif log.checkpoints:
-            text += ': there is none, so from scratch'
+        text += which_checkpoint(log, at)
         if len(lr) and lr[-1] > 0:
             then = float(np.interp(at, s, lr))
             rate = min(lr[-1] / 20, then / 3 if then > 0 else math.inf)
@@ -227,9 +139,27 @@ def restart_advice(log):
     return text + '. Then a smoke run of 5000 steps, looking at window means.'
 
 
+def which_checkpoint(log, at):
+    """The last valid one at or before a step, if the log counts what checkpoints count."""
+    if log.unit != 'step':
+        return (f'. Checkpoints count steps and this log is judged by {log.unit}s, so none can be '
+                f'chosen by it: look up at which step {log.at(at)} was')
+    if 'other' in log.counted or 'sparse' in log.counted:
+        return ('. Which of its counters the checkpoints have is not said in the log, so none is '
+                'chosen here: compare them first')
+    newest = max((c.step for c in log.checkpoints), default=0)
+    if newest > 2 * log.step[-1]:
+        return (f'. None is chosen here: the checkpoints go to step {newest} and {log.step_name} '
+                f'to {log.step[-1]:.10g}, so they do not count the same')
+    valid = [c.step for c in log.checkpoints if not c.fault and c.step <= at]
+    if valid:
+        return f': that of {log.at(max(valid))}'
+    return ': there is none, so from scratch' if log.checkpoints else ''
+
+
 def r05_worse_than_untrained(log, told):
     """Worse than untrained: there is nothing in the model to rescue."""
-    if log.rising and log.windows[-1][2] > 1.05 * log.x[0] > 0:
+    if log.rising and not log.held_out and log.windows[-1][2] > 1.05 * log.x[0] > 0:
         last, first = log.windows[-1][2], log.x[0]
         yield finding('critical', f'Worse than at initialisation: the last window mean '
                       f'{mean_text(last)} > {loss_text(first)}, the first row '
@@ -414,8 +344,10 @@ def r07_speed(log, told):
         return
     good = np.isfinite(log.columns[name])
     s, ds, dt = log.step[good], np.diff(log.step[good]), np.diff(log.columns[name][good])
+    if not len(dt) or (dt < 0).mean() > 0.1:  # the time of an update is no clock
+        return
     going = (dt > 0) & (ds >= 0)  # a resumed run starts its clock anew
-    late = going & (s[1:] > s[-1] - 5000) if len(s) else going
+    late = going & (s[1:] > s[-1] - 5000)
     if ds[late].sum() <= 0:
         return
     overall, recent = (float(ds[rows].sum() / dt[rows].sum()) for rows in (going, late))
@@ -571,7 +503,7 @@ def r18_checkpoints(points, log=None):
     bad, newest, where = n - len(good), points[-1].step, ''
     if points[0].group:
         where = f' ({points[0].group})'
-    by_step = log and len(log.s) and not log.by_epoch
+    by_step = log and len(log.s) and log.unit == 'step'
     last = max(newest, int(log.s[-1])) if by_step else newest
     lost = last - good[-1] if good else last
     numbers = dict(checkpoints=n, invalid=bad, newest=newest,
@@ -594,11 +526,14 @@ def r18_checkpoints(points, log=None):
 # -----------------------------------------------------------------------------
 # the verdict
 
-RULES = [r00_rows, r01_windows, r02_divided_loss, r03_trend, r04_worse_than_guessing,
-         r05_worse_than_untrained, r06_learning_rate, r07_speed, r08_action_diversity,
-         r09_frozen_labeller, r10_correlation, r11_spikes, r12_regimes, r14_vocabularies,
-         rules_policy.r15_shares, rules_policy.r16_action_l1, r17_plateau, r19_order,
-         r20_not_finite, rules_policy.r21_energy, rules_policy.r22_penalty, r23_no_validation]
+RULES = sorted([
+    rules_reading.r00_rows, rules_reading.r01_windows, rules_reading.r19_order,
+    rules_reading.r20_not_finite, rules_reading.r23_no_validation, rules_reading.r24_reading,
+    r02_divided_loss, r03_trend, r04_worse_than_guessing, r05_worse_than_untrained,
+    r06_learning_rate, r07_speed, r08_action_diversity, r09_frozen_labeller, r10_correlation,
+    r11_spikes, r12_regimes, r14_vocabularies, r17_plateau, rules_policy.r15_shares,
+    rules_policy.r16_action_l1, rules_policy.r21_energy, rules_policy.r22_penalty,
+], key=lambda rule: rule.__name__)
 
 
 def findings_by(rule, *subjects):
@@ -615,6 +550,9 @@ def findings_by(rule, *subjects):
 
 def examine(log, told):
     """All findings on one log; r13 wants two of them, and r18 checkpoints."""
+    _, _, chance = series(log, 'chance')  # as this project prints it
+    if not told.vocab and len(chance) and 1 < chance[-1] < 20:
+        told = replace(told, vocab=(round(math.exp(chance[-1])),))
     add_figures(log, told)
     return [f for rule in RULES for f in findings_by(rule, log, told)]
 
@@ -641,8 +579,8 @@ def verdict(log_path, vocab=None, total=None, n_actions=None, picture=''):
     try:
         told = Told((vocab,) if vocab else (), total, n_actions)
         with np.errstate(all='ignore'):
-            log = read_log(log_path)
-            severity, headline = conclude(examine(log, told))
+            logs = read_logs(log_path)  # one, as the trainer wrote it
+            severity, headline = conclude([f for log in logs for f in examine(log, told)])
     except Unreadable as e:
         return f'verdict: none: {e}'
     except Exception as e:
@@ -650,7 +588,7 @@ def verdict(log_path, vocab=None, total=None, n_actions=None, picture=''):
     if picture:
         try:
             from diagnosis.plot import plot
-            plot(log, told, headline, picture)
+            plot(logs[0], told, headline, picture)
         except Exception:  # the verdict stands without it
             pass
     more = f' (python diagnose.py {clean(log_path)})' if severity in ('warn', 'critical') else ''

@@ -6,14 +6,16 @@ import os
 import numpy as np
 
 from diagnosis.figures import finding, loss_text, series
-from diagnosis.log import clean
+from diagnosis.formats import clean
 
 
 def r15_shares(log, told):
     """In a sum of terms the largest one is what is trained."""
     if not told.weights:
         return
-    found = {name: w * log.columns[name] for name, w in told.weights.items() if name in log.columns}
+    columns = {name: log.term(name) for name in told.weights}
+    found = {name: told.weights[name] * log.columns[column] for name, column in columns.items()
+             if column}
     missing = ', '.join(clean(name) for name in told.weights if name not in found)
     if len(found) < 2:
         yield finding('info', f'No shares of the terms: this log has no column {missing}.')

@@ -1,4 +1,5 @@
 """Checkpoint folders, of this project and of another trainer: what can be loaded is what counts."""
+import json
 import math
 import random
 from pathlib import Path
@@ -8,7 +9,6 @@ import torch
 from reports import DIVERGED, finding, report, run
 
 from training import checkpoint
-from training.runlog import write_status
 
 
 def state(**changes):
@@ -41,8 +41,8 @@ def test_a_folder_of_this_project(tmp_path, logs):
 
 def test_a_run_that_the_trainer_stopped(tmp_path, logs):
     folder = stage_folder(tmp_path, logs)
-    write_status(str(folder), state='diverged', iter=7000,
-                 reason='the loss rose\nand more')
+    status = dict(state='diverged', iter=7000, reason='the loss rose\nand more')
+    (folder / 'status.json').write_text(json.dumps(status))
     code, text, _ = run(folder)
     assert code == 2 and 'status.json: diverged at iter 7000: the loss rose.' in text
 

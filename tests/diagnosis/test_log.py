@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from reports import (DIVERGED, as_csv, as_json_lines, falling, finding, no_constant, read_cells,
                      report, run, write_csv)
+from test_formats import FORMS, curve
 
 from diagnosis import log
 
@@ -97,13 +98,13 @@ def test_a_nan_is_no_blank(tmp_path):
     path = tmp_path / 'log.csv'
     path.write_text('step,loss\n0,1.5\n1,\n2,nan\n3,-inf\n4,1e101\n5,1e-101\n6,x\n')
     expected = [1.5, np.nan, -np.inf, np.inf, np.inf, 0, np.nan]
-    columns, odd = log.read_columns(path)
-    np.testing.assert_array_equal(columns['loss'], expected)
+    runs, odd = log.read_runs(path)
+    np.testing.assert_array_equal(runs['']['loss'], expected)
     assert odd == dict(lines=0, cells=1, headers=0, rows=7)
     values = '1.5 null NaN -Infinity 1e101 1e-101 "x"'.split()
     path.write_text(''.join(f'{{"step": {i}, "loss": {v}}}\n' for i, v in enumerate(values)))
-    columns, odd = log.read_columns(path)
-    np.testing.assert_array_equal(columns['loss'], expected)
+    runs, odd = log.read_runs(path)
+    np.testing.assert_array_equal(runs['']['loss'], expected)
     assert odd == dict(lines=0, cells=1, headers=0, rows=7)
 
 
@@ -140,6 +141,8 @@ ODD = {
     'list.json': ('[1, 2]', 3, 'expected'),
     'words.jsonl': ('{"loss": "x"}\n{{{\n' + '[' * 9999 + '\n', 3, 'no numbers'),
     'long_line.csv': (lines('1,' + '9' * 2_000_000, '2,3', '3,2'), 0, '2 rows'),
+    'done_again.csv': (lines(*(f'{i},{9 - i / 30}' for i in [*range(50), 49, *range(45, 99)])), 0,
+                       '6 rows that were done again'),
     'nul.csv': (lines(*(f'{i},{9 - i / 300}' for i in range(999))).replace('500,', '5\x0000,'), 0,
                 '999 rows'),
     'ragged.csv': (lines(*(f'{i},{9 - i / 30}' + (',1' if i % 3 == 0 else '') for i in range(99)),
@@ -240,6 +243,9 @@ def test_fuzz(logs, tmp_path):
              energy.read_text(),
              '\n'.join((logs / 'tiny_dynamics.csv').read_text().split('\n')[:40]),
              (logs / 'tiny_latent_actions.csv').read_text()]
+    bases += [FORMS[form][1](curve(True)[:40]) for form in (
+        'trainer_state', 'tensorboard_json', 'dict_of_columns', 'printed_dicts', 'this_project',
+        'tqdm', 'by_batches', 'long_format')]
     path, codes = tmp_path / 'log.csv', {}
     args = [[], ['--vocab=1024'],
             ['--vocab=1024,8', '--total=10', '--n_actions=16',
