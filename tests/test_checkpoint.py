@@ -1,6 +1,5 @@
 """Every promise of the checkpoint file, with the fault that would break it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from launch import ROOT
 from files import DiskError
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.runlog import open_folder, write_status
+from training.folder import RunFolder
 
 
 def make(iter=10, stage='dynamics', **changes):
@@ -151,10 +150,11 @@ def test_kill_in_the_middle_of_the_write(tmp_path):
     (tmp_path / 'notes.tmp1').write_text('not ours')
     (tmp_path / 'samples').mkdir()
     (tmp_path / 'samples' / '00000010.png.tmp77').write_text('half a picture')
-    open_folder(tmp_path, 10, 0)
-    assert names(tmp_path) == ['ckpt_00000010.pt', 'notes.tmp1', 'samples'] and not os.listdir(
-        tmp_path / 'samples'
-    )
+    folder = RunFolder(tmp_path.parent, tmp_path.name, 'cpu')
+    folder.open(10, 0)
+    folder.release()
+    assert names(tmp_path) == ['ckpt_00000010.pt', 'notes.tmp1', 'samples', 'status.json']
+    assert not os.listdir(tmp_path / 'samples')
 
 
 def test_what_does_not_verify_never_gets_the_name(tmp_path, monkeypatch):
@@ -315,23 +315,6 @@ def test_other_runtime_errors_are_not_the_disk(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='CUDA'):
         checkpoint.save(tmp_path, make())
     assert names(tmp_path) == []
-
-
-def test_status(tmp_path, monkeypatch, capsys):
-    write_status(tmp_path / 'a', state='running', iter=3, reason=None)
-    assert json.loads((tmp_path / 'a/status.json').read_text()) == dict(
-        state='running', iter=3, reason=None
-    )
-
-    def refuses(*_):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(os, 'replace', refuses)
-    write_status(tmp_path / 'a', state='done')
-    assert 'No space left' in capsys.readouterr().out
-    assert json.loads((tmp_path / 'a/status.json').read_text())['state'] == 'running' and names(
-        tmp_path / 'a'
-    ) == ['status.json']
 
 
 # -----------------------------------------------------------------------------

@@ -129,6 +129,22 @@ def test_auto_goes_on_where_it_can(begin, tmp_path):
     assert folder.goes_on('auto') and folder.goes_on('resume') and not folder.goes_on('scratch')
 
 
+def test_status(begin, tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'tokenizer' / 'status.json'
+    folder = begin()
+    folder.write_status(state='running', iter=3, reason=None)
+    assert json.loads(path.read_text()) == dict(state='running', iter=3, reason=None, job={})
+
+    def refuses(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', refuses)
+    folder.write_status(state='done')
+    assert 'No space left' in capsys.readouterr().out
+    assert json.loads(path.read_text())['state'] == 'running'
+    assert os.listdir(tmp_path / 'tokenizer') == ['status.json']
+
+
 TORCHRUN = dict(TORCHELASTIC_RUN_ID='7a', TORCHELASTIC_RESTART_COUNT='0')
 SLURM = dict(SLURM_JOB_ID='12', SLURM_RESTART_COUNT='0')
 
