@@ -120,11 +120,12 @@ def processes(several=True):
         task, n = env.get('SLURM_PROCID', ''), env.get('SLURM_STEP_NUM_TASKS')
         n = n or env.get('SLURM_NTASKS', '1')
         if task and n != '1' and (several or task != '0'):
-            cure = f'srun --ntasks=1 python {script} ...'
+            cure = f'for one process: srun --ntasks=1 python {script} ...'
             if several:
-                cure = f'srun --ntasks-per-node=1 torchrun --nproc_per_node=... {script} ...'
-            raise ConfigError(f'srun has started {script} {n} times, and none of them knows of the '
-                              f'others: this is number {task}\nexpected one: {cure}')
+                cure += (f'\nfor several: srun --ntasks-per-node=1 torchrun --nproc_per_node=... '
+                         f'{script} ...')
+            raise ConfigError(f'found task {task} of {n} of SLURM, and no RANK: each task would do '
+                              f'all of it, and write the same files\n{cure}')
         n = env.get('WORLD_SIZE') or '1'
         if several and n != '1':
             raise ConfigError(f'found WORLD_SIZE={n} in the environment and no RANK, expected both '

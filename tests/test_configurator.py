@@ -367,8 +367,11 @@ ALONE = 'env -u RANK -u WORLD_SIZE python tokenizer.py'
         (rank(2), ['RANK=2', 'WORLD_SIZE=2']),
         (rank(0) | dict(RANK='x'), ['RANK=x', 'whole numbers']),
         (rank(0) | dict(MASTER_PORT='http'), ['MASTER_PORT=http', 'whole numbers']),
-        (dict(SLURM_PROCID='0', SLURM_NTASKS='2'), ['2 times', '--ntasks-per-node=1 torchrun']),
-        (dict(SLURM_PROCID='1', SLURM_STEP_NUM_TASKS='2'), ['number 1', 'torchrun']),
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='2'), ['task 0 of 2', '--ntasks-per-node=1 torchrun']),
+        (
+            dict(SLURM_PROCID='1', SLURM_STEP_NUM_TASKS='2'),
+            ['task 1 of 2', 'srun --ntasks=1 python tokenizer.py'],
+        ),
     ],
 )
 def test_half_of_what_a_launcher_says_is_refused(repo, env, words):
