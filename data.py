@@ -2,6 +2,7 @@
 A recording as batches: load, split, windows, draw, clips. And where one is made and checked:
 
     python data.py game  data/tiny.h5 --n_frames=20000  # the built-in game, with true action labels
+    python data.py game  data/hunt.h5 --player=hunter [--stick=True]  # by one who has an aim
     python data.py video play.mp4 data/zelda.h5 --size=128 --fps=15 [--labels=labels.npz] [--pad]
     python data.py check data/zelda.h5  # data card, or what is wrong with the file
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from files import DiskError, replacing
 from pictures import grid, save_png
-from recordings import game
+from recordings import game, hunter
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, read_optional, refuse)
 from recordings.video import STILL_SECONDS, import_video
@@ -266,13 +267,20 @@ def remove_older(path):
 # the door
 
 
-def make_game(path, n_frames=20_000, seed=0, layout=0):
-    """Records the built-in game into the h5 file `path`."""
-    recording = game.record(n_frames, seed=seed, layout=layout)
+PLAYERS = {'wanderer': game.Player, 'hunter': hunter.Hunter}
+
+
+def make_game(path, n_frames=20_000, seed=0, layout=0, player='wanderer', stick=False):
+    """Records the built-in game into the h5 file `path`. stick: with three numbers for actions, not
+    keys."""
+    recording = game.record(n_frames, seed, layout, player=PLAYERS[player], stick=stick)
     frames = recording['frames']
     source = f'game.py seed={seed} layout={layout}'
+    if player != 'wanderer' or stick:
+        source += f' player={player} stick={stick}'
     with replacing(path) as tmp, h5py.File(tmp, 'w') as f:
-        d = create_h5(f, *frames.shape[1:3], 'lzf', source, game.FPS, game.ACTIONS)
+        names = game.STICK if stick else game.ACTIONS
+        d = create_h5(f, *frames.shape[1:3], 'lzf', source, game.FPS, names)
         d.resize(len(frames), 0)
         d[...] = frames
         f['actions'] = recording['actions']
@@ -344,6 +352,12 @@ def size(text):
     return w, h
 
 
+def true_or_false(text):
+    if text not in ('True', 'False'):
+        raise argparse.ArgumentTypeError(f'{text!r}: True or False')
+    return text == 'True'
+
+
 def expect_files(video, labels):
     """Raises DataError for a file that is not there: from which folder it was looked for."""
     for path, expected in ((video, 'a video'), (labels, 'an .npz with actions')):
@@ -359,7 +373,11 @@ def parse_command_line():
     p.add_argument('path')
     p.add_argument('--n_frames', type=int, default=20_000)
     p.add_argument('--seed', type=int, default=0, help='of the player')
-    p.add_argument('--layout', type=int, default=0, help='which world')
+    p.add_argument('--layout', type=int, default=0, help='which world; of a hunter the first')
+    p.add_argument('--player', choices=PLAYERS, default='wanderer',
+                   help='a hunter slays creatures, each 100 frames in another world')
+    p.add_argument('--stick', type=true_or_false, default=False,
+                   help='True: actions are three numbers, right, down and swing, instead of keys')
     p = commands.add_parser('video', help='import a video')
     p.add_argument('video')
     p.add_argument('path')
@@ -377,8 +395,9 @@ def parse_command_line():
         parser.error(f'{a.path}: the file to write should end in .h5')
     if a.command == 'game' and not 2 <= a.n_frames <= 10 ** 6:
         parser.error(f'--n_frames={a.n_frames}: 2 to 1,000,000 (12 GB, which must fit in memory)')
-    if a.command == 'game' and (a.seed < 0 or a.layout < 0):
-        parser.error('no negative seed or layout')
+    if a.command == 'game' and (a.seed < 0 or not 0 <= a.layout <= game.FIRST_LEVEL // 2):
+        parser.error('no negative seed or layout, and no layout above '
+                     f'{game.FIRST_LEVEL // 2:,}, where the levels are near')
     if a.command == 'video' and a.fps is not None and not 0 < a.fps <= 1000:
         parser.error(f'--fps={a.fps:g}: frames per second, above 0, at most 1000')
     return a
@@ -390,7 +409,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if a.command == 'game':
-            make_game(a.path, a.n_frames, a.seed, a.layout)
+            make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
             expect_files(a.video, a.labels)
             tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression)

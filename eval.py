@@ -329,7 +329,7 @@ def real_places(state, layout, action):
     for _ in range(hold):
         for _ in range(frame_stride):
             real.step(action)
-        places.append(np.stack([real.x, real.y], 1))
+        places.append(np.stack([real.x, real.y], 1) // game.STEP)
         stays &= real.screen == state['screen']
     return np.stack(places, 1), stays
 
@@ -343,14 +343,16 @@ def dreamed_places(code):
     return np.concatenate(places)
 
 
-is_game = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)', recording.source or '')
+is_game = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)( player=hunter stick=False)?',
+                       recording.source or '')
 if is_game and any(names):
     last = starts + (context - 1) * frame_stride  # the last true frame
     state = {key: values[last] for key, values in recording.truth.items()}
+    layout = state.get('layout', int(is_game[1]))  # a hunter's episodes have each their own
     free, blocked, by_action = [], [], {}
     for action in (game.UP, game.DOWN, game.LEFT, game.RIGHT):
         name = game.ACTIONS[action]
-        places, stays = real_places(state, int(is_game[1]), action)
+        places, stays = real_places(state, layout, action)
         before = np.concatenate([state['hero'][:, None] // game.STEP, places[:, :-1]], 1)
         goes = (places != before).any(2)
         is_free, is_blocked = goes.all(1) & stays, ~goes.any(1)

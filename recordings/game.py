@@ -2,10 +2,11 @@
 The built-in game: the "tiny shakespeare" of this repository. It needs numpy only, is seeded, has
 its own art and knows its own ground truth.
 
-A hero walks a small top-down overworld of grass, paths, trees and water in half-tile steps. Trees
-and water stop him; at the edge of a screen he enters the next. He swings a sword. One creature a
-screen moves now and then, and is gone once the sword touches it, until the screen is entered again.
-So most of what changes is the action's doing, and a little is chance.
+A hero walks a small top-down overworld of grass, paths, trees and water. Trees and water stop him;
+at the edge of a screen he enters the next. He swings a sword. One creature a screen moves now and
+then, and is gone once the sword touches it, until the screen is entered again. So most of what
+changes is the action's doing, and a little is chance. Keys move him by half a tile; a stick moves
+him by up to as much, in any direction. The task, for those who want one: slay creatures.
 
     from recordings import game
     g = game.Game()  # one game; Game(n=64) steps 64 of them at once
@@ -21,12 +22,16 @@ ACTIONS = ('noop', 'up', 'down', 'left', 'right', 'sword')
 NOOP, UP, DOWN, LEFT, RIGHT, SWORD = range(6)
 FPS = 15
 SIZE = 64  # pixels a side: 8 x 8 tiles
-TILE, STEP = 8, 4  # pixels; the hero walks half a tile at a time
-GRID = SIZE // STEP  # places are counted in half tiles: a figure's corner is in 0..GRID-2
+TILE, STEP = 8, 4  # pixels; a key moves the hero by half a tile
+LAST = SIZE - TILE  # a figure's corner, its place, is in 0..LAST pixels
+FIRST_LEVEL = 1_000_000  # worlds from this number on are levels, in which nobody is recorded
 MAP = 2  # the world is MAP x MAP screens and wraps around
 CREATURE_MOVES = 0.06  # chance of a step, each frame
 DX = np.array([0, 0, 0, -1, 1, 0])  # by action
 DY = np.array([0, -1, 1, 0, 0, 0])
+STICK = ('right', 'down', 'swing')  # what the three numbers of a stick push, each in [-1,1]
+PUSH = np.stack([DX, DY, np.array([-1, -1, -1, -1, -1, 1])], 1).astype(float)  # of each key
+STICK_MARGIN = 2  # pixels by which the hero is smaller with a stick: gaps are a tile wide
 GRASS, PATH, TREE, WATER = range(4)
 
 # -----------------------------------------------------------------------------
@@ -116,96 +121,165 @@ def make_world(layout):
     return np.stack(world)
 
 
+def find_free(solid, margin=0):
+    """solid (screens,64,64) -> (screens,57,57): may a figure without so many pixels on each side
+    have its corner there?"""
+    size = TILE - 2 * margin
+    inner = np.lib.stride_tricks.sliding_window_view(solid, (size, size), (1, 2))
+    inner = inner[:, margin:margin + LAST + 1, margin:margin + LAST + 1]
+    return ~inner.any((3, 4))
+
+
+def facing_of(push):
+    """Where a stick (...,3) or (...,2) turns the hero: to its larger push."""
+    right, down = push[..., 0], push[..., 1]
+    across, along = np.where(right < 0, LEFT, RIGHT), np.where(down < 0, UP, DOWN)
+    return np.where(abs(right) > abs(down), across, along)
+
+
 class Game:
     """n games stepped in lockstep. With n=None (one game) frames and actions have no leading axis.
 
-    layout: which world. Worlds differ in their screens; the same layout is the same world for
-    every seed.
+    layout: which world, one number or one for each game. Worlds differ in their screens; the same
+    layout is the same world for every seed. stick: actions are three numbers instead of a key.
     """
 
-    def __init__(self, n=None, layout=0):
-        self.single = n is None
+    def __init__(self, n=None, layout=0, stick=False):
+        self.single, self.stick = n is None, stick
         self.n = n or 1
-        self.tiles = make_world(layout)
+        layouts, world = np.unique(np.broadcast_to(layout, self.n), return_inverse=True)
+        self.first_screen = world * MAP * MAP  # of each game's world, among the screens of all
+        tiles = np.concatenate([make_world(int(k)) for k in layouts])
         art = np.stack([to_pixels(rows)[0] for rows in TILES])
-        screens = art[self.tiles].transpose(0, 1, 3, 2, 4, 5)
-        self.screens = screens.reshape(-1, SIZE, SIZE, 3)
-        # free[screen, y, x]: a figure of 2 x 2 half tiles may stand there
-        solid = np.isin(self.tiles, (TREE, WATER)).repeat(2, 1).repeat(2, 2)
-        left, right = solid[:, :, :-1], solid[:, :, 1:]
-        self.free = ~(left[:, :-1] | left[:, 1:] | right[:, :-1] | right[:, 1:])
-        # a creature's home: of the free places away from the edges the nearest to a fixed point
-        points = np.random.default_rng([layout, 8]).integers(4, GRID - 5, (len(self.free), 2))
-        self.home = np.empty_like(points)  # (screens,2) as x, y
-        for screen, (x, y) in enumerate(points):
-            ys, xs = np.nonzero(self.free[screen, 2:-2, 2:-2])
-            nearest = np.argmin(abs(ys + 2 - y) + abs(xs + 2 - x))
-            self.home[screen] = xs[nearest] + 2, ys[nearest] + 2
+        self.screens = art[tiles].transpose(0, 1, 3, 2, 4, 5).reshape(-1, SIZE, SIZE, 3)
+        solid = np.isin(tiles, (TREE, WATER)).repeat(TILE, 1).repeat(TILE, 2)
+        self.free = find_free(solid)  # [screen, y, x]: may a figure stand there?
+        self.hero_free = find_free(solid, STICK_MARGIN) if stick else self.free
+        self.home = np.concatenate([self.homes(int(k), i) for i, k in enumerate(layouts)])
         self.reset(0)
 
-    def reset(self, seed):
-        """New games on random screens. Returns the first frames."""
+    def homes(self, layout, world):
+        """Where the creature of each screen lives (screens,2) as x, y: of the free places away from
+        the edges the nearest to a fixed point."""
+        last = LAST // STEP
+        points = np.random.default_rng([layout, 8]).integers(4, last - 3, (MAP * MAP, 2))
+        homes = np.empty_like(points)
+        for screen, (x, y) in enumerate(points):
+            free = self.free[world * MAP * MAP + screen, ::STEP, ::STEP]
+            ys, xs = np.nonzero(free[2:-2, 2:-2])
+            nearest = np.argmin(abs(ys + 2 - y) + abs(xs + 2 - x))
+            homes[screen] = xs[nearest] + 2, ys[nearest] + 2
+        return homes * STEP
+
+    def here(self):
+        """The screen of each game among those of all worlds."""
+        return self.first_screen + self.screen
+
+    def reset(self, seed, far=0):
+        """New games on random screens, with the hero so many pixels from the creature, along one
+        axis at least. Returns the first frames."""
         self.rng = np.random.default_rng([seed, 9])
-        places = np.argwhere(self.free[:, 2:-2, 2:-2]) + [0, 2, 2]
-        self.screen, self.y, self.x = places[self.rng.integers(len(places), size=self.n)].T
+        self.screen, self.y, self.x = np.zeros((3, self.n), np.int64)
+        for first in np.unique(self.first_screen):
+            games = np.flatnonzero(self.first_screen == first)
+            free = self.free[first:first + MAP * MAP, ::STEP, ::STEP]
+            places = np.argwhere(free[:, 2:-2, 2:-2]) + [0, 2, 2]
+            if far:
+                home = self.home[first + places[:, 0], ::-1]
+                places = places[abs(places[:, 1:] * STEP - home).max(1) >= far]
+            drawn = places[self.rng.integers(len(places), size=len(games))]
+            self.screen[games], self.y[games], self.x[games] = (drawn * [1, STEP, STEP]).T
         self.facing = self.rng.integers(UP, RIGHT + 1, self.n)
         self.sword = np.zeros(self.n, bool)
-        self.creature = self.home[self.screen].copy()  # (n,2) as x, y
+        self.creature = self.home[self.here()].copy()  # (n,2) as x, y
         self.alive = np.ones(self.n, bool)
+        self.slain = np.zeros(self.n, np.int64)  # creatures, since the reset
         return self.render()
 
-    def ahead(self, action):
-        """Where the hero would stand after `action`: screen, y, x, and whether that is free."""
-        x, y = self.x + DX[action], self.y + DY[action]
-        last = GRID - 2
-        row, col = np.divmod(self.screen, MAP)
-        col = (col + (x > last) - (x < 0)) % MAP
-        row = (row + (y > last) - (y < 0)) % MAP
-        screen, y, x = row * MAP + col, y % (last + 1), x % (last + 1)
-        return screen, y, x, self.free[screen, y, x]
+    def ahead(self, dx, dy, place=None):
+        """Where the hero would stand after a step of so many pixels from a place (screen, y, x),
+        his own if None: screen, y, x, and whether that is free. Beyond an edge he stands at the
+        other side of the next screen."""
+        screen, y, x = place or (self.screen, self.y, self.x)
+        x, y = x + dx, y + dy
+        row, col = np.divmod(screen, MAP)
+        col = (col + (x > LAST) - (x < 0)) % MAP
+        row = (row + (y > LAST) - (y < 0)) % MAP
+        x = np.where(x > LAST, 0, np.where(x < 0, LAST, x))
+        y = np.where(y > LAST, 0, np.where(y < 0, LAST, y))
+        screen = row * MAP + col
+        return screen, y, x, self.hero_free[self.first_screen + screen, y, x]
+
+    def walk(self, dx, dy):
+        """Where he would come to, screen, y, x: first along x, then along y, and an axis that is
+        blocked stays."""
+        place = self.screen, self.y, self.x
+        for step in ((dx, 0), (0, dy)):
+            *there, free = self.ahead(*step, place)
+            place = tuple(np.where(free, after, before) for after, before in zip(there, place))
+        return place
 
     def step(self, action):
-        """action: int or (n,) ints in [0,6). Returns the new frames (n,64,64,3) uint8.
+        """action: keys, int or (n,) ints in [0,6); with a stick floats (3,) or (n,3) in [-1,1].
+        Returns the new frames (n,64,64,3) uint8.
 
+        A stick moves him by 4 pixels times its push, rounded; the larger push turns him, blocked or
+        not; he swings while he stands.
         `moved` then tells where the hero's own state changed: place, screen, facing or sword.
         """
-        action = np.broadcast_to(np.asarray(action), (self.n,))
-        if not ((action >= 0) & (action < len(ACTIONS))).all():
-            legal = f'0..{len(ACTIONS) - 1} ({", ".join(ACTIONS)})'
-            raise ValueError(f'action {action} is not in {legal}')
+        push = self.push_of(action)
         before = self.screen, self.y, self.x, self.facing, self.sword
-        walks = (action >= UP) & (action <= RIGHT)
-        screen, y, x, free = self.ahead(action)
-        self.screen = np.where(walks & free, screen, self.screen)
-        self.y = np.where(walks & free, y, self.y)
-        self.x = np.where(walks & free, x, self.x)
-        self.facing = np.where(walks, action, self.facing)  # a blocked hero still turns
-        self.sword = action == SWORD
+        dx, dy = np.round(push[:, :2] * STEP).astype(np.int64).T
+        self.screen, self.y, self.x = self.walk(dx, dy)
+        stands = (dx == 0) & (dy == 0)
+        self.facing = np.where(stands, self.facing, facing_of(push))
+        self.sword = stands & (push[:, 2] > 0)
         after = self.screen, self.y, self.x, self.facing, self.sword
         self.moved = np.any([a != b for a, b in zip(before, after)], 0)
         self.step_creature(entered=self.screen != before[0])
         return self.render()
 
+    def push_of(self, action):
+        """Actions as a stick's three numbers, (n,3): a key is a stick pushed to its end."""
+        if self.stick:
+            push = np.broadcast_to(np.asarray(action, float), (self.n, 3))
+            if not (abs(push) <= 1).all():
+                raise ValueError(f'action {action} is not in [-1,1]')
+            return push
+        action = np.broadcast_to(np.asarray(action), (self.n,))
+        if not ((action >= 0) & (action < len(ACTIONS))).all():
+            legal = f'0..{len(ACTIONS) - 1} ({", ".join(ACTIONS)})'
+            raise ValueError(f'action {action} is not in {legal}')
+        return PUSH[action]
+
     def step_creature(self, entered):
-        """A step now and then, where the ground is free and the hero is not. entered: (n,) bool,
-        the hero is new on this screen, and its creature back at home."""
-        self.creature = np.where(entered[:, None], self.home[self.screen], self.creature)
+        """A step of half a tile now and then, where the ground is free and the hero is not.
+        entered: (n,) bool, the hero is new on this screen, and its creature back at home."""
+        self.creature = np.where(entered[:, None], self.home[self.here()], self.creature)
         self.alive |= entered
         wants = self.rng.random(self.n) < CREATURE_MOVES
         way = self.rng.integers(UP, RIGHT + 1, self.n)
-        to = np.clip(self.creature + np.stack([DX[way], DY[way]], 1), 1, GRID - 3)
-        clear = (abs(to[:, 0] - self.x) > 1) | (abs(to[:, 1] - self.y) > 1)
-        goes = wants & ~entered & clear & self.free[self.screen, to[:, 1], to[:, 0]]
+        step = np.stack([DX[way], DY[way]], 1) * STEP
+        to = np.clip(self.creature + step, STEP, LAST - STEP)
+        clear = (abs(to - np.stack([self.x, self.y], 1)) >= TILE).any(1)
+        goes = wants & ~entered & clear & self.free[self.here(), to[:, 1], to[:, 0]]
         self.creature = np.where(goes[:, None], to, self.creature)
-        blade = np.stack(self.blade(), 1)
-        self.alive &= ~(self.sword & (abs(self.creature - blade) <= 1).all(1))
+        hit = self.alive & self.sword & self.reaches(self.x, self.y, self.facing)
+        self.alive &= ~hit
+        self.slain += hit
+
+    def reaches(self, x, y, facing):
+        """Would a sword, drawn by a hero who stands there, touch the creature?"""
+        blade_x, blade_y = x + TILE * DX[facing], y + TILE * DY[facing]
+        creature_x, creature_y = self.creature.T
+        return (abs(creature_x - blade_x) < TILE) & (abs(creature_y - blade_y) < TILE)
 
     def blade(self):
-        """Where the sword is when it is drawn: x, y in half tiles, one tile ahead of the hero."""
-        return self.x + 2 * DX[self.facing], self.y + 2 * DY[self.facing]
+        """Where the sword is when it is drawn: x, y, one tile ahead of the hero."""
+        return self.x + TILE * DX[self.facing], self.y + TILE * DY[self.facing]
 
     def render(self):
-        frames = self.screens[self.screen]  # (n,64,64,3), a fresh copy
+        frames = self.screens[self.here()]  # (n,64,64,3), a fresh copy
         creature_x, creature_y = self.creature.T
         self.paste(frames, creature_x, creature_y, CREATURE_RGB[None], CREATURE_INK[None],
                    self.alive)
@@ -215,9 +289,9 @@ class Game:
         return frames[0] if self.single else frames
 
     def paste(self, frames, x, y, rgb, ink, shown):
-        """Draws 8x8 figures at (x, y) half tiles, where shown; what lies off the screen is cut."""
-        rows = (y * STEP)[:, None, None] + np.arange(TILE)[:, None]
-        cols = (x * STEP)[:, None, None] + np.arange(TILE)
+        """Draws 8x8 figures at (x, y), where shown; what lies off the screen is cut."""
+        rows = y[:, None, None] + np.arange(TILE)[:, None]
+        cols = x[:, None, None] + np.arange(TILE)
         on = ink & np.reshape(shown, (-1, 1, 1))
         on = on & (rows >= 0) & (rows < SIZE) & (cols >= 0) & (cols < SIZE)
         g, i, j = np.nonzero(on)
@@ -227,17 +301,17 @@ class Game:
     def state(self):
         """The truth behind the picture, as a dict of (n,...) integer arrays, places in pixels.
         `set_state` brings it back."""
-        return dict(screen=self.screen.copy(), hero=np.stack([self.x, self.y], 1) * STEP,
+        return dict(screen=self.screen.copy(), hero=np.stack([self.x, self.y], 1),
                     facing=self.facing.copy(), sword=self.sword.astype(np.int64),
-                    creature=self.creature * STEP, alive=self.alive.astype(np.int64))
+                    creature=self.creature.copy(), alive=self.alive.astype(np.int64))
 
     def set_state(self, state):
         """state: what `state()` returned, or the `truth` of a recording at n frames.
         Returns the frames."""
         self.screen = np.array(state['screen'], np.int64).reshape(self.n)
         self.facing = np.array(state['facing'], np.int64).reshape(self.n)
-        self.x, self.y = np.array(state['hero'], np.int64).reshape(self.n, 2).T // STEP
-        self.creature = np.array(state['creature'], np.int64).reshape(self.n, 2) // STEP
+        self.x, self.y = np.array(state['hero'], np.int64).reshape(self.n, 2).T
+        self.creature = np.array(state['creature'], np.int64).reshape(self.n, 2)
         self.sword = np.array(state['sword']).reshape(self.n).astype(bool)
         self.alive = np.array(state['alive']).reshape(self.n).astype(bool)
         return self.render()
@@ -247,6 +321,7 @@ class Player:
     """Plays as people do: holds an action for 2 to 11 frames, and turns when it stops working.
     People see the trees: a way that is free is chosen far more often than one that is not, and
     turning back is rare."""
+    episode_len, own_worlds = 250, False
 
     def __init__(self, game, seed):
         self.game = game
@@ -254,17 +329,20 @@ class Player:
         self.action = np.zeros(game.n, np.int64)
         self.left = np.zeros(game.n, np.int64)  # frames for which to hold it still
 
+    def is_free(self, key):
+        return self.game.ahead(STEP * DX[key], STEP * DY[key])[3]
+
     def act(self):
         """The actions (n,) for the frames that the game shows now."""
         game, n = self.game, self.game.n
         walking = (self.action >= UP) & (self.action <= RIGHT)
-        blocked = walking & ~game.ahead(self.action)[3]
+        blocked = walking & ~self.is_free(self.action)
         gives_up = blocked & (self.rng.random(n) < 0.6)
         chooses = (self.left <= 0) | gives_up
         weight = np.zeros((n, len(ACTIONS)))
         for a in (UP, DOWN, LEFT, RIGHT):
             back = (DX[a] == -DX[game.facing]) & (DY[a] == -DY[game.facing])
-            weight[:, a] = np.where(game.ahead(a)[3], np.where(back, 0.4, 1.0), 0.03)
+            weight[:, a] = np.where(self.is_free(a), np.where(back, 0.4, 1.0), 0.03)
         weight *= 0.8 / weight.sum(1, keepdims=True)
         weight[:, [NOOP, SWORD]] = 0.1
         choice = (weight.cumsum(1) < self.rng.random((n, 1))).sum(1)
@@ -273,28 +351,41 @@ class Player:
         hold = np.where(stands, self.rng.integers(2, 5, n), self.rng.integers(2, 12, n))
         self.action = np.where(chooses, choice, self.action)
         self.left = np.where(chooses, hold, self.left) - 1
-        return self.action
+        return PUSH[self.action] if game.stick else self.action
 
 
-def record(n_frames, seed=0, layout=0, episode_len=250):
-    """Many short games played side by side, one after the other in the result.
+# -----------------------------------------------------------------------------
+# recordings
 
-    Returns dict(frames (N,64,64,3) uint8; actions (N,) int64: actions[t] leads from frame t to t+1;
-    episode_starts (E,) int64; truth: per-frame arrays as in Game.state(), and `moved` (N,): did the
-    hero's own state change from t to t+1).
+
+def record(n_frames, seed=0, layout=0, episode_len=None, player=Player, stick=False):
     """
+    Many short games played side by side, one after the other in the result. player: the class of
+    who plays; some play each episode in a world of its own, from number `layout` on.
+
+    Returns dict(frames (N,64,64,3) uint8; actions (N,) int64, of a stick (N,3) float32: actions[t]
+    leads from frame t to t+1; episode_starts (E,) int64; truth: per-frame arrays as in
+    Game.state(), and `moved` (N,): did the hero's own state change from t to t+1; the
+    `layout` where each episode has its own).
+    """
+    episode_len = episode_len or player.episode_len
     n = -(-n_frames // episode_len)
-    game = Game(n, layout)
+    if player.own_worlds:
+        layout = layout + np.arange(n)
+    if np.max(layout) >= FIRST_LEVEL:
+        raise ValueError(f'worlds from {FIRST_LEVEL} on are levels: nobody is recorded there')
+    game = Game(n, layout, stick)
     frames = np.empty((n, episode_len, SIZE, SIZE, 3), np.uint8)
-    actions = np.zeros((n, episode_len), np.int64)
+    actions = np.zeros((n, episode_len, 3) if stick else (n, episode_len),
+                       np.float32 if stick else np.int64)
     moved = np.zeros((n, episode_len), np.int64)
     states = []
     frame = game.reset(seed)
-    player = Player(game, seed)
+    plays = player(game, seed)
     for t in range(episode_len):
         frames[:, t] = frame
         states.append(game.state())
-        actions[:, t] = player.act()
+        actions[:, t] = plays.act()
         frame = game.step(actions[:, t])
         moved[:, t] = game.moved
     moved[:, -1] = 0  # nothing follows the last frame
@@ -304,6 +395,8 @@ def record(n_frames, seed=0, layout=0, episode_len=250):
 
     truth = {key: np.stack([state[key] for state in states], 1) for key in states[0]}
     truth['moved'] = moved
+    if player.own_worlds:
+        truth['layout'] = layout[:, None].repeat(episode_len, 1)
     return dict(frames=one_after_the_other(frames),
                 actions=one_after_the_other(actions),
                 episode_starts=np.arange(0, n_frames, episode_len),

@@ -10,7 +10,7 @@ from samples import noise, write
 
 import data
 import pictures
-from recordings import game
+from recordings import game, hunter
 from training import ranks
 
 
@@ -229,6 +229,20 @@ def test_game_command_and_card(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('stick', [False, True])
+def test_a_hunters_recording_and_its_card(tmp_path, stick):
+    r = run('data.py', 'game', tmp_path / 'hunt.h5', '--n_frames=300', '--player=hunter',
+            f'--stick={stick}')
+    assert r.returncode == 0, r.stderr
+    for word in ('episodes    3', 'layout', '3 numbers a frame' if stick else 'sword'):
+        assert word in r.stdout, r.stdout
+    ds = data.load(tmp_path / 'hunt.h5')
+    rec = game.record(300, player=hunter.Hunter, stick=stick)
+    assert np.array_equal(ds.frames, rec['frames']) and np.array_equal(ds.actions, rec['actions'])
+    assert ds.action_names == list(game.STICK if stick else game.ACTIONS)
+
+
+@pytest.mark.slow
 @pytest.mark.row(48)
 def test_the_card_of_a_read_only_dataset(tmp_path, read_only, own_cache):
     (tmp_path / 'input').mkdir()
@@ -254,6 +268,9 @@ def test_the_card_of_a_read_only_dataset(tmp_path, read_only, own_cache):
     (['game', 'a.h5', '--n_frames=-5'], ['--n_frames=-5', '2 to']),
     (['game', 'a.h5', '--seed=-1'], ['no negative seed']),
     (['game', 'a.h5', '--layout=-1'], ['layout']),
+    (['game', 'a.h5', '--layout=1000000'], ['500,000', 'levels']),
+    (['game', 'a.h5', '--player=expert'], ['wanderer', 'hunter']),
+    (['game', 'a.h5', '--stick=1'], ["'1'", 'True or False']),
     (['video', 'a.mp4', 'a.h5', '--size=0'], ["'0'", '128x96', 'of 8 to 2048']),
     (['video', 'a.mp4', 'a.h5', '--size=-8'], ["'-8'", 'of 8 to 2048']),
     (['video', 'a.mp4', 'a.h5', '--size=128x'], ["'128x'", '128x96']),

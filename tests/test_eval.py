@@ -86,8 +86,9 @@ class Oracle:
     def generate(self, tokens, actions, maskgit_steps, temperature, generator):
         B, T = tokens.shape[:2]
         at = [self.place[self.tokenizer.frames[i].tobytes()] for i in tokens[:, -1, 0].tolist()]
-        g = game.Game(B)
-        g.set_state({k: v[at] for k, v in self.recording.truth.items()})
+        state = {k: v[at] for k, v in self.recording.truth.items()}
+        g = game.Game(B, state.get('layout', 0))
+        g.set_state(state)
         out = [tokens]
         for t in range(T - 1, actions.size(1)):
             action = actions[:, t].numpy() if self.obeys else np.arange(B) % 6
@@ -206,6 +207,15 @@ def test_a_name_that_no_action_has_is_not_obeyed(recording, tmp_path, monkeypatc
     report = evaluate(recording, tmp_path, monkeypatch, spoil)
     assert report['obey_by_action'] == dict(up=1, down=1, left=0, right=1)
     assert 0.5 < report['obey'] < 1
+
+
+@slow
+def test_a_hunter_is_judged_in_the_world_of_each_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(game, 'CREATURE_MOVES', 0.0)
+    path = str(tmp_path / 'hunt.h5')
+    data.make_game(path, n_frames=3000, player='hunter')
+    report = evaluate(path, tmp_path, monkeypatch)
+    assert report['obey'] == report['obey_blocked'] == 1
 
 
 @slow

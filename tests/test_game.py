@@ -1,8 +1,10 @@
 """The built-in game: its rules, its truth, and a player who plays like people."""
+import hashlib
+
 import numpy as np
 import pytest
 
-from recordings import game
+from recordings import game, hunter
 from recordings.game import ACTIONS, DOWN, LEFT, NOOP, RIGHT, SWORD, UP
 
 
@@ -51,12 +53,18 @@ def place(**state):
     return g
 
 
+def half_tiles(g):
+    """[screen, y, x] of the places that keys lead to: are they free?"""
+    return g.free[:, :: game.STEP, :: game.STEP]
+
+
 def somewhere(g, action, free):
     """A place away from the edges from which the way of `action` is free, or not."""
-    inside = np.argwhere(g.free[:, 1:-1, 1:-1]) + [0, 1, 1]
+    inside = np.argwhere(half_tiles(g)[:, 1:-1, 1:-1]) + [0, 1, 1]
     for s, y, x in inside:
-        if g.free[s, y + game.DY[action], x + game.DX[action]] == free:
-            return dict(screen=s, hero=(x * game.STEP, y * game.STEP))
+        y, x = y * game.STEP, x * game.STEP
+        if g.free[s, y + game.STEP * game.DY[action], x + game.STEP * game.DX[action]] == free:
+            return dict(screen=s, hero=(x, y))
 
 
 @pytest.mark.parametrize('action', [UP, DOWN, LEFT, RIGHT])
@@ -77,19 +85,20 @@ def right_of(screen):
 
 
 def test_leaving_a_screen_enters_the_next():
-    free, last = game.Game().free, game.GRID - 2
+    free, last = game.Game().free, game.LAST
     ways_out = [(s, y) for s, y, x in np.argwhere(free) if x == last and free[right_of(s), y, 0]]
     s, y = ways_out[0]
-    g = place(screen=s, hero=(last * game.STEP, y * game.STEP))
+    g = place(screen=s, hero=(last, y))
     g.step(RIGHT)
     after = g.state()
-    assert after['screen'][0] == right_of(s) and after['hero'][0].tolist() == [0, y * game.STEP]
+    assert after['screen'][0] == right_of(s) and after['hero'][0].tolist() == [0, y]
 
 
 def test_every_screen_can_be_reached():
     for layout in range(5):
         g = game.Game(layout=layout)
-        start = next(tuple(here) for here in np.argwhere(g.free) if here[0] == 3)
+        places = np.argwhere(half_tiles(g)) * [1, game.STEP, game.STEP]
+        start = next(tuple(here) for here in places if here[0] == 3)
         seen, todo = set(), [start]
         while todo:
             here = todo.pop()
@@ -99,14 +108,14 @@ def test_every_screen_can_be_reached():
             screen, y, x = here
             g.screen, g.y, g.x = np.array([screen]), np.array([y]), np.array([x])
             for a in (UP, DOWN, LEFT, RIGHT):
-                screen, y, x, free = g.ahead(np.array([a]))
+                screen, y, x, free = g.ahead(game.STEP * game.DX[a], game.STEP * game.DY[a])
                 if free[0]:
                     todo.append((int(screen[0]), int(y[0]), int(x[0])))
         assert {here[0] for here in seen} == set(range(game.MAP ** 2)), layout
 
 
 def test_the_sword_removes_the_creature_until_the_screen_is_entered_again():
-    x, y = game.Game().home[3] * game.STEP
+    x, y = game.Game().home[3]
     g = place(facing=RIGHT, screen=3, hero=(x - game.TILE, y), creature=(x, y), alive=1)
     with_creature = g.render()
     frame = g.step(SWORD)
@@ -135,3 +144,134 @@ def test_the_player_holds_his_actions():
 def test_a_wrong_action_is_refused():
     with pytest.raises(ValueError, match='0..5'):
         game.Game().step(6)
+
+
+def test_a_recording_with_keys_is_what_it_was():
+    """The tables of RECORDS.md are about these very frames."""
+    r = game.record(600)
+    digest = hashlib.sha256(r['frames'].tobytes() + r['actions'].tobytes()).hexdigest()
+    assert digest[:16] == '5e91a92c584241c0'
+
+
+# -----------------------------------------------------------------------------
+# the stick
+
+
+def test_a_key_is_a_stick_pushed_to_its_end():
+    """On open ground, where the smaller hero of the stick makes no difference."""
+    keys, stick = game.Game(8, stick=False), game.Game(8, stick=True)
+    keys.reset(0)
+    stick.set_state(keys.state())
+    for action in (UP, UP, LEFT, SWORD, NOOP, RIGHT, DOWN):
+        free = keys.ahead(game.STEP * game.DX[action], game.STEP * game.DY[action])[3]
+        keys.step(action), stick.step(game.PUSH[action])
+        for key in ('hero', 'facing', 'sword', 'screen'):
+            a, b = keys.state()[key], stick.state()[key]
+            assert np.array_equal(a[free], b[free]), (action, key)
+        stick.set_state(keys.state())
+
+
+@pytest.mark.parametrize(
+    'push, moved, facing, sword',
+    [
+        ((0.5, 0.0, -1), (2, 0), RIGHT, 0),
+        ((0.6, -0.9, -1), (2, -4), UP, 0),
+        ((0.1, 0.1, -1), (0, 0), LEFT, 0),  # too little to move, or to turn
+        ((0.1, 0.1, 0.2), (0, 0), LEFT, 1),
+        ((1.0, 0.0, 1.0), (4, 0), RIGHT, 0),  # who walks does not swing
+    ],
+)
+def test_what_a_stick_does(push, moved, facing, sword):
+    g = game.Game(stick=True)
+    around = np.lib.stride_tricks.sliding_window_view(g.free[0], (9, 9))
+    y, x = np.argwhere(around.all((2, 3)))[0] + 4  # room on all sides
+    g.set_state({**g.state(), 'screen': 0, 'hero': (x, y), 'facing': LEFT})
+    before = g.state()['hero'][0]
+    g.step(push)
+    after = g.state()
+    assert (after['hero'][0] - before).tolist() == list(moved)
+    assert (after['facing'][0], after['sword'][0]) == (facing, sword)
+
+
+def test_nothing_enters_trees():
+    g, rng = game.Game(20, layout=np.arange(20), stick=True), np.random.default_rng(0)
+    for _ in range(500):
+        g.step(rng.uniform(-1, 1, (20, 3)))
+        assert g.hero_free[g.here(), g.y, g.x].all()
+
+
+def test_a_push_beyond_the_end_is_refused():
+    with pytest.raises(ValueError, match='-1,1'):
+        game.Game(stick=True).step((0, 1.5, 0))
+
+
+# -----------------------------------------------------------------------------
+# the hunter, and the levels
+
+
+class Expert(hunter.Hunter):
+    def __init__(self, game):
+        super().__init__(game, seed=0, noise=0)
+
+    def act(self, frames):
+        return super().act()
+
+
+class Dice:
+    def __init__(self, game):
+        self.game, self.rng = game, np.random.default_rng(0)
+
+    def act(self, frames):
+        return self.rng.integers(len(ACTIONS), size=self.game.n)
+
+
+@pytest.mark.parametrize('stick', [False, True])
+def test_the_hunter_solves_every_level(stick):
+    assert (hunter.play_levels(range(20), Expert, stick) >= hunter.LEVEL_SLAIN).all()
+
+
+def test_nobody_solves_a_level_by_chance():
+    slain = hunter.play_levels(range(100), Dice)
+    assert slain.mean() < 0.5 and (slain < hunter.LEVEL_SLAIN).all()
+
+
+def test_a_level_begins_away_from_its_creature():
+    g = game.Game(50, game.FIRST_LEVEL + np.arange(50))
+    g.reset(0, far=5 * game.STEP)
+    hero = g.state()['hero']
+    assert (abs(hero - g.state()['creature']).max(1) >= 5 * game.STEP).all()
+
+
+@pytest.mark.parametrize('stick', [False, True])
+def test_a_hunter_plays_each_episode_in_a_world_of_its_own(stick):
+    r = game.record(450, layout=7, player=hunter.Hunter, stick=stick)
+    assert r['episode_starts'].tolist() == [0, 100, 200, 300, 400]
+    assert r['truth']['layout'][::100].tolist() == [7, 8, 9, 10, 11]
+    assert r['actions'].dtype == (np.float32 if stick else np.int64)
+    assert len(r['actions']) == 450 and abs(r['actions']).max() <= (1 if stick else 5)
+    with pytest.raises(ValueError, match='levels'):
+        game.record(450, layout=game.FIRST_LEVEL - 2, player=hunter.Hunter)
+
+
+def test_equal_ways_are_not_chosen_by_chance():
+    """What dice chose cannot be learned: two hunters in one place take the same way."""
+    a, b = game.Game(64, np.arange(64)), game.Game(64, np.arange(64))
+    a.reset(0)
+    one, other = hunter.Hunter(a, seed=1, noise=0), hunter.Hunter(b, seed=2, noise=0)
+    for _ in range(30):
+        b.set_state(a.state())
+        action = one.act()
+        assert np.array_equal(action, other.act())
+        a.step(action)
+
+
+def test_a_tenth_of_his_frames_are_distractions():
+    g = game.Game(200, np.arange(200))
+    g.reset(0)
+    distracted, sure = hunter.Hunter(g, seed=0), hunter.Hunter(g, seed=0, noise=0)
+    other = []
+    for _ in range(60):
+        action = distracted.act()
+        other.append((action != sure.act()).mean())
+        g.step(action)
+    assert 0.05 < np.mean(other) < 0.12  # some of what he does on a whim is right
