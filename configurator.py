@@ -108,6 +108,13 @@ class Processes(NamedTuple):
     local_world_size: int = 1
 
 
+# who starts a command several times without telling the copies of each other: the names in their
+# environment of the number of a task, and of how many there are (srun's own, then its job's)
+COPIERS = [('srun', 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS'),
+           ('mpirun', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+           ('mpirun', 'PMI_RANK', 'PMI_SIZE')]
+
+
 def processes(several=True):
     """
     What a launcher says in the environment -> Processes. Half of what it says is never believed: a
@@ -117,15 +124,16 @@ def processes(several=True):
     env, script = os.environ, os.path.basename(sys.argv[0])
     alone = f'for one process: env -u RANK -u WORLD_SIZE python {script} ...'
     if 'RANK' not in env:
-        task, n = env.get('SLURM_PROCID', ''), env.get('SLURM_STEP_NUM_TASKS')
-        n = n or env.get('SLURM_NTASKS', '1')
-        if task and n != '1' and (several or task != '0'):
-            cure = f'for one process: srun --ntasks=1 python {script} ...'
-            if several:
-                cure += (f'\nfor several: srun --ntasks-per-node=1 torchrun --nproc_per_node=... '
-                         f'{script} ...')
-            raise ConfigError(f'found task {task} of {n} of SLURM, and no RANK: each task would do '
-                              f'all of it, and write the same files\n{cure}')
+        for launcher, task_name, *n_names in COPIERS:
+            task = env.get(task_name, '')
+            n = next((env[name] for name in n_names if name in env), '1')
+            if task and n != '1' and (several or task != '0'):
+                cure = f'for one process: {launcher} -n 1 python {script} ...'
+                if several:
+                    cure += (f'\nfor several: {launcher} with one task a machine, and in it '
+                             f'torchrun --nproc_per_node=... {script} ...')
+                raise ConfigError(f'found task {task} of {n} of {launcher}, and no RANK: each task '
+                                  f'would do all of it, and write the same files\n{cure}')
         n = env.get('WORLD_SIZE') or '1'
         if several and n != '1':
             raise ConfigError(f'found WORLD_SIZE={n} in the environment and no RANK, expected both '

@@ -57,7 +57,8 @@ print("RESULT", config)
 
 LAUNCHER = (
     'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID '
-    'SLURM_PROCID SLURM_NTASKS SLURM_STEP_NUM_TASKS SLURM_JOB_ID'
+    'SLURM_PROCID SLURM_NTASKS SLURM_STEP_NUM_TASKS SLURM_JOB_ID OMPI_COMM_WORLD_RANK '
+    'OMPI_COMM_WORLD_SIZE PMI_RANK PMI_SIZE'
 ).split()
 
 
@@ -367,10 +368,14 @@ ALONE = 'env -u RANK -u WORLD_SIZE python tokenizer.py'
         (rank(2), ['RANK=2', 'WORLD_SIZE=2']),
         (rank(0) | dict(RANK='x'), ['RANK=x', 'whole numbers']),
         (rank(0) | dict(MASTER_PORT='http'), ['MASTER_PORT=http', 'whole numbers']),
-        (dict(SLURM_PROCID='0', SLURM_NTASKS='2'), ['task 0 of 2', '--ntasks-per-node=1 torchrun']),
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='2'), ['task 0 of 2 of srun', 'torchrun']),
         (
             dict(SLURM_PROCID='1', SLURM_STEP_NUM_TASKS='2'),
-            ['task 1 of 2', 'srun --ntasks=1 python tokenizer.py'],
+            ['task 1 of 2', 'srun -n 1 python tokenizer.py'],
+        ),
+        (
+            dict(OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='4'),
+            ['task 1 of 4 of mpirun', 'mpirun -n 1 python tokenizer.py'],
         ),
     ],
 )
@@ -405,7 +410,7 @@ def test_what_a_launcher_says(monkeypatch, env, here):
     [
         (dict(RANK='1'), ['rank 1: ', 'sample.py is one process', 'python sample.py']),
         (rank(0), ['sample.py is one process']),
-        (dict(SLURM_PROCID='1', SLURM_NTASKS='2'), ['srun --ntasks=1 python sample.py']),
+        (dict(SLURM_PROCID='1', SLURM_NTASKS='2'), ['srun -n 1 python sample.py']),
     ],
 )
 def test_a_script_that_is_one_process_is_not_started_twice(repo, env, words):
