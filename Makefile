@@ -3,14 +3,16 @@
 # make check   the tests that start no process (under a minute), for edit and rerun
 # make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
+# make gpu     all that a GPU has to show, in 9 minutes -> gpu.json; NPROC=2 for two of them
 # make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3
 BIN = .venv/bin
 CONFIG = config/tiny.py
 OUT = out/tiny
+NPROC ?= 1
 
 .DEFAULT_GOAL = all
-.PHONY: all say_how_long test check faults bench gif clean
+.PHONY: all say_how_long test check faults bench gpu gif clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -56,9 +58,16 @@ bench: data/tiny.h5
 	$(BIN)/python bench.py $(CONFIG)
 	$(BIN)/python bench.py config/failed_run.py
 
+# no prerequisite: where there is no GPU, nothing is installed
+gpu:
+	@test -e .venv/installed -o -e /dev/nvidia0 || command -v nvidia-smi > /dev/null || \
+		(echo "make gpu: there is no GPU here (no nvidia-smi); nothing was installed" && exit 2)
+	@test -e .venv/installed || $(MAKE) --no-print-directory .venv/installed
+	$(BIN)/python tests/gpu.py --nproc=$(NPROC)
+
 gif: $(OUT)/dynamics/best.pt
 	$(BIN)/python sample.py $(CONFIG) --n_samples=2 --n_frames=45
 	cp $(OUT)/samples/rollout.gif dream.gif
 
 clean:
-	rm -rf out data/tiny.*
+	rm -rf $(OUT) data/tiny.*

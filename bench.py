@@ -20,6 +20,7 @@ Muon multiplies counts as time alone. Utilisation: FLOPs a second over those of 
 on the same device, in the same dtype, in the same run. Medians over the updates.
 """
 import contextlib
+import difflib
 import io
 import math
 import os
@@ -67,9 +68,14 @@ def key_of(argument):
     return argument[2:].split('=')[0] if is_setting else ''
 
 
-sys.argv[1:] = [a for a in _given if not key_of(a) or key_of(a) in _own]
+def is_own(argument):
+    """Is it a setting of bench.py, or nearly one? Then it is checked here."""
+    return bool(difflib.get_close_matches(key_of(argument), _own, 1, 0.8))
+
+
+sys.argv[1:] = [a for a in _given if not key_of(a) or is_own(a)]
 config = configurator.apply(__file__, globals())
-rest = [a for a in _given if key_of(a) not in set(_own) - {'dataset', 'out_dir'}]  # the stage's
+rest = [a for a in _given if not is_own(a) or key_of(a) in ('dataset', 'out_dir')]  # the stage's
 here = os.path.dirname(os.path.abspath(__file__))
 stages = ('tokenizer', 'latent_actions', 'dynamics', 'sample')
 parts = ('data', 'forward', 'backward', 'optimizer')
@@ -224,7 +230,8 @@ def matmul_rate(device, dtype):
 
 
 def peak_memory(device):
-    """Bytes that the device, or for a CPU this process, held at most; 0 where nobody tells."""
+    """Bytes that the device, or for a CPU this process, held at most; 0 where nobody tells. Asked
+    before matmul_rate, whose matrices are larger than many a model."""
     if device.startswith('cuda'):
         return torch.cuda.max_memory_allocated()
     try:
@@ -250,12 +257,12 @@ def show_trace(p, device):
     print(f'  see {profile}')
 
 
-def common_facts(s, rate, frame, network, **more):
+def common_facts(s, rate, memory, frame, network, **more):
     """What every report says of the script s."""
     n_parameters = sum(p.numel() for p in network.parameters())
     return dict(device=s.device, dtype=s.dtype, threads=torch.get_num_threads(),
                 torch=str(torch.__version__), config=s.config, matmul_rate=rate, frame=frame,
-                parameters=n_parameters, peak_memory=peak_memory(s.device), **more)
+                parameters=n_parameters, peak_memory=memory, **more)
 
 
 # -----------------------------------------------------------------------------
@@ -272,13 +279,14 @@ def bench_training():
     s = watch.run(stage, rest)
     if profile:
         profiler.stop()
-    rate, spent = matmul_rate(s.device, s.dtype), watch.seconds()
+    spent, memory = watch.seconds(), peak_memory(s.device)
+    rate = matmul_rate(s.device, s.dtype)
     frame, clips = s.recording.frames.shape[1:3], s.total_batch_size / spent['update']
     patch_size = s.tokenizer.config.patch_size if stage == 'dynamics' else s.patch_size
     tokens = (frame[0] // patch_size) * (frame[1] // patch_size)
     work = flops[stage](s.raw_model, s.device_batch_size, s.seq_len)[1] * s.grad_accum_steps
     report = common_facts(
-        s, rate, frame, s.raw_model, world_size=s.world_size, seconds=spent,
+        s, rate, memory, frame, s.raw_model, world_size=s.world_size, seconds=spent,
         frames_per_second=clips * s.seq_len, clips_per_second=clips, clips=s.total_batch_size,
         seq_len=s.seq_len, tokens_per_second=clips * s.seq_len * tokens, flops=work,
         utilisation=work / spent['update'] / rate, losses=watch.losses,
@@ -310,6 +318,8 @@ def bench_sampling():
         return seconds_between(a, b), seconds_between(b, now(s.device))
 
     rate, rows = matmul_rate(s.device, s.dtype), []
+    if s.device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats()
     with s.ctx:
         tokens = s.tokenizer.encode(clip[:, :-1])
         actions = world.taken_actions(s.about['config']['action_source'], s.action_model, clip,
@@ -330,10 +340,11 @@ def bench_sampling():
                 for _ in range(3):
                     imagine(1, s.maskgit_steps)
             show_trace(p, s.device)
+    memory = peak_memory(s.device)
     rate = max(rate, matmul_rate(s.device, s.dtype))  # others on the machine only lower it
     for row in rows:
         row['utilisation'] = row['flops'] / row['seconds'] / rate
-    return common_facts(s, rate, s.recording.frames.shape[1:3], s.dynamics, rows=rows)
+    return common_facts(s, rate, memory, s.recording.frames.shape[1:3], s.dynamics, rows=rows)
 
 
 # -----------------------------------------------------------------------------
@@ -347,13 +358,13 @@ def child(script, *argv):
     return done.returncode, done.stderr.strip()
 
 
-def keys_of_stages():
-    return {s: configurator.read_script(os.path.join(here, s + '.py')) for s in stages}
+def read_scripts():
+    return {s: configurator.read_script(os.path.join(here, s + '.py')) for s in (*stages, 'bench')}
 
 
 def bench_all():
     """The reports of all stages, by name; what is not trained yet is said and left out."""
-    keys = keys_of_stages()
+    keys = {s: script.keys for s, script in read_scripts().items() if s in stages}
     strange = [a for a in rest if key_of(a) and not any(key_of(a) in k for k in keys.values())]
     reports = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -435,7 +446,7 @@ def cost(name, size, T, D, V):
         stack.enter_context(mock.patch.object(data, 'load', lambda *_: recording))
         if name == 'dynamics':
             files_alone = [a for a in rest if not key_of(a)]
-            p = configurator.resolve('tokenizer', keys_of_stages(), files_alone)['patch_size']
+            p = configurator.resolve('tokenizer', read_scripts(), files_alone)['patch_size']
             tokenizer = model.Tokenizer(model.TokenizerConfig(size, size, p, levels, n_embd=16,
                                                               n_head=1))
             tokens = rng.integers(V, size=(n, tokenizer.n_tokens), dtype=np.int32)
@@ -509,6 +520,8 @@ if __name__ == '__main__':
     if (ddp or profile) and (scaling or stage == 'all'):
         configurator.stop(2, 'config: torchrun and --profile are for one stage\n'
                              'expected one of --stage=' + ', '.join(stages))
+    for path in filter(None, (json, profile)):  # minutes later it would be too late
+        files.expect_writable(os.path.dirname(path) or '.')
     if prepare and not ddp:
         make_missing()
     if scaling:

@@ -610,7 +610,9 @@ class Dynamics(nn.Module):
                    'codebook_usage': used}
         if not self.training:  # do the actions matter to it?
             order = torch.randperm(actions.numel(), device=actions.device)
-            metrics['shuffled_loss'] = loss_under(actions.flatten()[order].view_as(actions))
+            # gather: the compiler of torch 2.13 cannot take an index by randperm
+            shuffled = actions.flatten().gather(0, order).view_as(actions)
+            metrics['shuffled_loss'] = loss_under(shuffled)
         return loss_under(actions), metrics
 
     def warnings(self, val):

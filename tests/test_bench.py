@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 
+import gpu
 import pytest
 import torch
 from launch import ROOT, STAGES, log, refused, run, train
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import configurator
 import data
 from model import (
     Dynamics,
@@ -154,6 +156,8 @@ def test_the_table_of_all_stages(world, tmp_path):
     ).stdout
     assert content(out) == before
     reports = json.loads((tmp_path / 'all.json').read_text())
+    words = gpu.in_words('bench', gpu.read_bench(tmp_path / 'all.json', '', said))
+    assert all(f'{name} ' in words for name in (*STAGES, 'sample'))  # make gpu reads it
     assert list(reports) == [*STAGES, 'sample'] and all(
         f'| {stage} | 8 x 3 |' in said for stage in STAGES
     )
@@ -335,3 +339,41 @@ def test_a_profile_is_of_one_stage(world):
         '--profile',
         'expected one of --stage=tokenizer',
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'stage, expected', [('tokenizer', ['memory', 'mm']), ('sample', ['mm', 'memory', 'mm'])]
+)
+def test_memory_is_that_of_the_stage(bench, world, stage, expected):
+    """On a GPU the matrices of torch.mm take 0.9 GB: it is asked for before they are made, or after
+    the peak was forgotten."""
+    heard = []
+    names = bench(world[0], f'--stage={stage}', '--n_iters=1')
+
+    def peak_memory(device):
+        heard.append('memory')
+        return 7
+
+    def matmul_rate(device, dtype):
+        heard.append('mm')
+        return 1e9
+
+    names['now'].__globals__.update(peak_memory=peak_memory, matmul_rate=matmul_rate)
+    assert names['bench_sampling' if stage == 'sample' else 'bench_training']()['peak_memory'] == 7
+    assert heard == expected
+
+
+def test_how_cost_grows_takes_a_config_that_speaks_to_bench(bench):
+    """config/failed_run.py has bench = dict(...)."""
+    scripts = bench('config/failed_run.py')['read_scripts']()
+    found = configurator.resolve('tokenizer', scripts, ['config/failed_run.py'])
+    assert found['patch_size'] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('key', ['json', 'profile'])
+def test_a_file_that_cannot_be_written_is_noticed_first(world, tmp_path, key):
+    (tmp_path / 'file').write_text('')
+    path = tmp_path / 'file' / 'numbers'
+    refused(run('bench.py', world[0], '--stage=tokenizer', f'--{key}={path}'), 7, 'cannot be written')

@@ -1,6 +1,8 @@
 """What several processes share out. What they agree on is tested with two, in test_training and
 faults."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -61,3 +63,24 @@ def test_a_trial_of_the_compiler_leaves_the_model_as_it_was(monkeypatch, capsys)
     said = capsys.readouterr().out
     assert 'compile failed (RuntimeError: no compiler here); training goes on without it' in said
     assert m(torch.ones(2))[0] == 2
+
+
+def test_a_trial_of_the_compiler_finds_what_fails_in_an_evaluation(monkeypatch, capsys):
+    """An evaluation is another graph than an update, and may fail alone."""
+    ctx = contextlib.nullcontext()
+    m = nn.Linear(2, 2)
+    m.forward = lambda x: (m.weight.sum() * x.sum(), {})
+
+    def broken(model):
+        def compiled(*args):
+            if not model.training:
+                raise RuntimeError('no such pattern')
+            return model.forward(*args)
+
+        model._compiled_call_impl = compiled
+
+    monkeypatch.setattr(nn.Module, 'compile', broken)
+    ranks.compile_if_it_works(m, ctx, [torch.ones(2)])
+    assert m.training and m._compiled_call_impl is None
+    said = capsys.readouterr().out
+    assert 'compile failed (RuntimeError: no such pattern); training goes on without it' in said

@@ -105,8 +105,9 @@ def expect_same_weights(weights_id, stage, it, device):
 
 
 def compile_if_it_works(model, ctx, batch):
-    """model.compile(), or not: if one real forward and backward pass fails on any rank, all of them
-    do without it and say so. The model is left as it was, running statistics included."""
+    """model.compile(), or not: if one real forward and backward pass, or one as in an evaluation,
+    fails on any rank, all of them do without it and say so. The model is left as it was, running
+    statistics included."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     model.compile()  # in place: the names in state_dict stay as they are
     problem = ''
@@ -116,8 +117,12 @@ def compile_if_it_works(model, ctx, batch):
         loss.backward()
         if not all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
             problem = 'found gradients that are not finite'
+        model.eval()  # an evaluation is another graph
+        with torch.no_grad(), ctx:
+            model(*batch)
     except Exception as e:  # whatever a compiler raises
         problem = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:120]}'
+    model.train()
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, b in model.named_buffers():

@@ -20,8 +20,10 @@ LONG = ['--max_iters=100000', '--eval_interval=100000']
 @pytest.fixture
 def trains(world, tmp_path):
     """A run of stage 1 that has begun, and would go on for long; what its pipe says is read."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', *LONG)
     until(p, 'iter 2/')
+    signal.signal(signal.SIGHUP, before)
     yield p
     p.kill()
     p.communicate()
@@ -220,6 +222,7 @@ import os, runpy, signal, sys, time
 path, sys.argv = sys.argv[1], sys.argv[1:]
 sys.path.insert(0, os.path.dirname(path))
 numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests may run in the background
 before = [signal.getsignal(n) for n in numbers]
 for cell in range(2):
     try:
