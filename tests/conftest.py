@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 
 import pytest
-from launch import CONFIG, STAGES, recording, train
+from launch import CONFIG, LONG, STAGES, recording, start, train
 
 pytest_plugins = ['fault_matrix']
 
@@ -85,3 +86,16 @@ def pair_of_ranks(world, tmp_path_factory):
         return done[stage]
 
     return trained
+
+
+@pytest.fixture
+def trains(world, tmp_path):
+    """A run of stage 1 that has begun, and would go on for long; what its pipe says is read."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', *LONG)
+    signal.signal(signal.SIGHUP, before)
+    while not p.stdout.readline().startswith('iter 2/'):
+        assert p.poll() is None, p.stderr.read()
+    yield p
+    p.kill()
+    p.communicate()
