@@ -47,7 +47,8 @@ LIMITS = [
     ('max_iters *_interval eval_iters n_iters *_batch_size', '>= 1', lambda v: v >= 1),
     ('keep_checkpoints save_seconds ddp_timeout', '>= 1', lambda v: v >= 1),
     ('n_layer n_head n_embd patch_size frame_stride', '>= 1', lambda v: v >= 1),
-    ('maskgit_steps context_frames n_frames n_windows n_samples hold', '>= 1', lambda v: v >= 1),
+    ('maskgit_steps context_frames n_frames n_samples hold', '>= 1', lambda v: v >= 1),
+    ('n_windows', '>= 2', lambda v: v >= 2),
     ('maskgit_steps n_frames n_samples hold', 'at most 10,000', lambda v: v <= 10_000),
     ('seq_len', '>= 2', lambda v: v >= 2),
     ('levels action_levels', 'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
@@ -57,7 +58,8 @@ LIMITS = [
     ('min_lr_frac corrupt', 'in [0, 1]', lambda v: 0 <= v <= 1),
     ('seed warmup_iters weight_decay grad_clip', '>= 0', lambda v: v >= 0),
     ('*', 'a number of at most 2**31', lambda v: not isinstance(v, (int, float)) or v <= 2**31),
-    ('temperature n_layer_encoder', '>= 0', lambda v: v >= 0),
+    ('temperature', '0 or >= 0.001', lambda v: v == 0 or v >= 1e-3),
+    ('n_layer_encoder', '>= 0', lambda v: v >= 0),
     ('scene_share', 'in [0, 0.5]', lambda v: 0 <= v <= 0.5),
     ('port', '0 or in [1024, 65535]', lambda v: v == 0 or 1024 <= v <= 65535),
     ('token', "'' or 16 or more of A-Z a-z 0-9 - _",
@@ -121,7 +123,8 @@ def processes(several=True):
     forgotten WORLD_SIZE would divide every batch and every loss. several: may this script run as
     several processes? Raises ConfigError where it may not, and for half an environment.
     """
-    env, script = os.environ, os.path.basename(sys.argv[0])
+    env = {name: value for name, value in os.environ.items() if value}  # empty is not set
+    script = os.path.basename(sys.argv[0])
     alone = f'for one process: env -u RANK -u WORLD_SIZE python {script} ...'
     if 'RANK' not in env:
         for launcher, task_name, *n_names in COPIERS:
@@ -169,20 +172,20 @@ def job():
     env, found = os.environ, {}
     if 'TORCHELASTIC_RUN_ID' in env:  # its processes change, torchrun itself stays
         name = f'{env["TORCHELASTIC_RUN_ID"]} {os.getppid()}'
-        found['torchrun'] = [name, int(env.get('TORCHELASTIC_RESTART_COUNT', 0))]
+        found['torchrun'] = [name, int(env.get('TORCHELASTIC_RESTART_COUNT') or 0)]
     if 'SLURM_JOB_ID' in env:
-        found['slurm'] = [env['SLURM_JOB_ID'], int(env.get('SLURM_RESTART_COUNT', 0))]
+        found['slurm'] = [env['SLURM_JOB_ID'], int(env.get('SLURM_RESTART_COUNT') or 0)]
     return found
 
 
 def is_later_try(earlier):
     """Has the launcher started this process again, after the one whose job() stands in
     earlier['job'] has ended?"""
-    before = earlier.get('job') or {}
+    before = earlier.get('job')
     for launcher, (name, tries) in job().items():
-        was = before.get(launcher)
-        if was and was[0] == name and was[1] < tries:
-            return True
+        with contextlib.suppress(TypeError, KeyError, IndexError):  # a file may hold anything
+            if before[launcher][0] == name and before[launcher][1] < tries:
+                return True
     return False
 
 
@@ -201,8 +204,11 @@ class Script:
 
 def read_script(path):
     """-> Script, or None if it does not call apply."""
-    with open(path, encoding='utf-8') as f:
-        source = f.read()
+    try:
+        with open(path, encoding='utf-8') as f:
+            source = f.read()
+    except (OSError, UnicodeDecodeError):  # what an editor or another system leaves
+        return None
     if 'configurator.apply(' not in source:
         return None
     name = os.path.basename(path)
@@ -215,6 +221,9 @@ def read_script(path):
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
     keys, script = {}, None
     for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and node.value:  # stage: str = 'dynamics'
+            node = ast.Assign([node.target], node.value, lineno=node.lineno,
+                              end_lineno=node.end_lineno)
         if not isinstance(node, (ast.Assign, ast.Expr)):
             continue
         call = isinstance(node.value, ast.Call) and ast.unparse(node.value.func)
@@ -226,8 +235,13 @@ def read_script(path):
         if not isinstance(target, ast.Name) or len(node.targets) > 1 or target.id.startswith('_'):
             continue
         if script:  # below the settings only one thing is looked for
-            if target.id == 'stage' and isinstance(node.value, ast.Constant):
-                script.stage = node.value.value
+            if target.id == 'stage':
+                script.stage = getattr(node.value, 'value', None)
+                if not isinstance(script.stage, str):
+                    found = ast.unparse(node.value)
+                    raise ConfigError(f"{name} line {node.lineno}: found stage = {found}, expected "
+                                      "stage = 'NAME'\nit says which dict of a config and which "
+                                      'folder belong to the script')
             continue
         try:
             default = ast.literal_eval(node.value)
@@ -426,6 +440,15 @@ def print_help(stem, keys, docstring):
         print(f'  --{key:<{left}} = {defaults[key]:<{middle}}  {comment}'.rstrip())
 
 
+def say(text):
+    """Prints. A terminal that is gone, or a pipe that was closed, may not end a run: it may be on
+    its way to save."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def stop(code, message):
     """Ends this process with an exit code and a message. Under torchrun all ranks say it once."""
     rank = os.environ.get('RANK', '0')
@@ -479,10 +502,12 @@ def apply(script, namespace):
     all as a dict."""
     sys.excepthook = end_in_words
     stem, argv = os.path.splitext(os.path.basename(script))[0], sys.argv[1:]
-    paths = {os.path.join(HERE, n) for n in os.listdir(HERE) if n.endswith('.py')}
-    paths = paths - {os.path.abspath(__file__)} | {os.path.abspath(script)}
+    paths = {os.path.join(HERE, n) for n in os.listdir(HERE)
+             if n.endswith('.py') and not n.startswith('.')} - {os.path.abspath(__file__)}
     try:
-        found = {os.path.basename(p)[:-3]: read_script(p) for p in sorted(paths)}
+        # this script last: another of its name may stand in the repository
+        paths = [*sorted(paths - {os.path.abspath(script)}), os.path.abspath(script)]
+        found = {os.path.basename(p)[:-3]: read_script(p) for p in paths}
         scripts = {s: script for s, script in found.items() if script}
         assert stem in scripts, (f'{script} must call configurator.apply(...) by that name, '
                                  'outside of any function')
@@ -500,9 +525,9 @@ def apply(script, namespace):
         defaults = resolve(stem, scripts, [])
         changed = [f'{k}={v!r}' for k, v in config.items() if v != defaults[k]]
         words = ' '.join(changed or ['defaults'])
-        print(f'config: {words} ({", ".join(argv + [digest(config)])})', flush=True)
+        say(f'config: {words} ({", ".join(argv + [digest(config)])})')
         if this.several and this.stage != stem and this.stage in found:
-            print(f'{stem}.py is a copy of the stage {this.stage!r}: it reads {this.stage} = '
-                  f'dict(...) of a config and trains into out_dir/{this.stage}. To give it its own '
-                  f'of both, change its line stage = {this.stage!r}', flush=True)
+            say(f'{stem}.py is a copy of the stage {this.stage!r}: it reads {this.stage} = '
+                f'dict(...) of a config and trains into out_dir/{this.stage}. To give it its own '
+                f'of both, change its line stage = {this.stage!r}')
     return config

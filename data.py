@@ -335,9 +335,12 @@ def describe_actions(dataset):
         return 'none'
     if actions.ndim == 2:
         return f'{actions.shape[1]} numbers a frame, {actions.min():.3g} to {actions.max():.3g}'
-    counts = np.bincount(actions)
-    names = dataset.action_names or range(len(counts))
-    return ', '.join(f'{name} {count:,}' for name, count in zip(names, counts))
+    numbers, counts = np.unique(actions, return_counts=True)
+    names = dataset.action_names or range(numbers[-1] + 1)
+    said = [f'{names[i]} {count:,}' for i, count in zip(numbers[:30], counts)]
+    if len(numbers) > 30:
+        said.append(f'and {len(numbers) - 30} more up to {numbers[-1]}')
+    return ', '.join(said)
 
 
 def size(text):

@@ -193,7 +193,8 @@ with torch.no_grad(), ctx:
             torch.manual_seed(seed)
             loss, _ = dynamics(tokens[:, :context + 1], actions[:, :context])
             pair.append(loss.item())
-        losses.append(pair)
+        if B > 1:  # else there is no other window
+            losses.append(pair)
 errors = {name: np.concatenate(parts) for name, parts in errors.items()}
 likeness = {name: np.concatenate(parts) for name, parts in likeness.items()}
 changed_error, changed_count = np.concatenate(changed_error), np.concatenate(changed_count)
@@ -212,8 +213,9 @@ for t in horizons:
         measure(f'{name}.ssim.{t}', np.mean, likeness[name][:, t - 1])
     measure(f'delta_psnr.{t}', lambda own, random: psnr(own) - psnr(random),
             errors['world'][:, t - 1], errors['random'][:, t - 1])
-measure('shuffled_ratio', lambda pairs: pairs[:, 1].sum() / max(1e-9, pairs[:, 0].sum()),
-        np.array(losses))
+if losses:
+    measure('shuffled_ratio', lambda pairs: pairs[:, 1].sum() / max(1e-9, pairs[:, 0].sum()),
+            np.array(losses))
 
 # -----------------------------------------------------------------------------
 # do the latent actions mean what the player did? This is all that labels are used for
@@ -236,21 +238,31 @@ def nmi(codes, labels):
 
 
 def best_pairs(counts):
-    """The largest sum of counts[code, label] with at most one label a code and one code a label, by
-    dynamic programming over the set in use (a bit each) of labels, or codes if those are fewer."""
-    counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
-    if counts.shape[1] > counts.shape[0]:
+    """The largest sum of counts[code, label] with at most one label a code and one code a label:
+    the Hungarian method (Kuhn 1955), which brings in one row after the other along the path that
+    costs least. Rows are codes, or labels if those are fewer."""
+    if counts.shape[0] > counts.shape[1]:
         counts = counts.T
-    best = {0: 0}
-    for row in counts:
-        after = dict(best)
-        for in_use, total in best.items():
-            for j, count in enumerate(row):
-                if not in_use >> j & 1:
-                    more = in_use | 1 << j
-                    after[more] = max(after.get(more, 0), total + int(count))
-        best = after
-    return max(best.values())
+    n, m = counts.shape
+    row_of = np.full(m + 1, n)  # the row that a column is paired with, n for none; m: the new row's
+    row_price, column_price = np.zeros(n + 1), np.zeros(m + 1)
+    for row in range(n):
+        row_of[m], column = row, m
+        nearest, came_from, seen = np.full(m, np.inf), np.full(m, m), np.zeros(m + 1, bool)
+        while row_of[column] < n:
+            seen[column], here = True, row_of[column]
+            cost = -counts[here] - row_price[here] - column_price[:m]
+            closer = ~seen[:m] & (cost < nearest)
+            nearest[closer], came_from[closer] = cost[closer], column
+            column = int(np.where(seen[:m], np.inf, nearest).argmin())
+            step = nearest[column]
+            row_price[row_of[seen]] += step
+            column_price[seen] -= step
+            nearest[~seen[:m]] -= step
+        while column != m:
+            row_of[column], column = row_of[came_from[column]], came_from[column]
+    paired = np.flatnonzero(row_of[:m] < n)
+    return int(counts[row_of[paired], paired].sum())
 
 
 def pairs_share(codes, labels):
@@ -424,8 +436,9 @@ rows = [[t] + [number(f'{name}.ssim.{t}', 3) for name in ('mean', 'floor', 'worl
         for t in horizons]
 card += table(['SSIM, frames ahead', 'mean frame', 'floor', '**world**', 'ceiling'], *rows)
 
-card += ['', 'Loss with the actions of other windows, over that with their own: '
-         f'{cell("shuffled_ratio")} (1: the actions are ignored).']
+if losses:
+    card += ['', 'Loss with the actions of other windows, over that with their own: '
+             f'{cell("shuffled_ratio")} (1: the actions are ignored).']
 if 'obey' in report:
     stays = cell('obey_blocked') if 'obey_blocked' in report else 'no start tried'
     of_each = ', '.join(f'{name} {share:.2f}' for name, share in report['obey_by_action'].items())

@@ -187,7 +187,8 @@ HEADERS = {
 # alone protects nothing: a page of another site is known by its Origin, and one that had its own
 # name point here (DNS rebinding) by its Host. The port tells neither, and a tunnel changes it
 
-known = {'127.0.0.1', 'localhost', '[::1]', typed.lower(), *others}
+local = '127.0.0.1', 'localhost', '[::1]'
+known = {*local, typed.lower(), *others}
 UNKNOWN_HOST = ('Forbidden: nobody has said that this address is that of the game. If it is, start '
                 'the server with --allow_hosts=NAME, the name without http:// and port.')
 OTHER_ORIGIN = ('Forbidden: a page of another address asks. If a proxy is between, it must pass on '
@@ -250,10 +251,11 @@ class Handler(BaseHTTPRequestHandler):
         name = re.sub(':[0-9]{1,5}$', '', address)
         if name not in known:
             return UNKNOWN_HOST
-        origins = [f'http://{address}']
-        if name in others:  # its proxy may speak https
-            origins.append(f'https://{address}')
-        if posted and self.header('Origin').lower() not in origins:
+        origin = self.header('Origin').lower()
+        # a proxy may speak https, and may say for a Host that it asks this machine
+        by_proxy = re.fullmatch('https?://(.+?)(:[0-9]{1,5})?', origin)
+        is_named = by_proxy and by_proxy[1] in others and name in (by_proxy[1], *local)
+        if posted and not is_named and origin != f'http://{address}':
             return OTHER_ORIGIN
         if posted:
             found, expected = self.header('X-Token'), token

@@ -48,6 +48,10 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
 folder = os.path.join(out_dir, 'samples')
 files.expect_writable(folder)
+height = recording.frames.shape[1] * max(1, 128 // recording.frames.shape[2])  # in the video
+if n_samples * height > 16_384:  # pixels, beyond which H.264 has no level
+    configurator.stop(2, f'config: found n_samples={n_samples}, one above the other in the video, '
+                         f'{n_samples * height} pixels\nexpected at most {16_384 // height}')
 n_actions, frame_stride = dynamics.config.n_actions, about['config']['frame_stride']
 listed = None
 if actions not in ('inferred', 'random'):

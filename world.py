@@ -251,9 +251,11 @@ class Encoded:
             return names
         t = data.windows(recording, 'train', 2)
         t = t[self.changes[t] > 0]
-        counts = np.zeros((self.n_actions, int(recording.actions.max()) + 1), int)
-        np.add.at(counts, (self.actions[t], recording.actions[t]), 1)
-        words = recording.action_names or [str(i) for i in range(counts.shape[1])]
+        labels, index = np.unique(recording.actions, return_inverse=True)  # they may be any numbers
+        counts = np.zeros((self.n_actions, len(labels)), int)
+        np.add.at(counts, (self.actions[t], index[t]), 1)
+        names_of = recording.action_names or range(labels[-1] + 1)
+        words = [str(names_of[i]) for i in labels]
         used = []
         for action in counts.max(1).argsort()[::-1]:
             word, most = words[counts[action].argmax()], counts[action].max()

@@ -317,6 +317,16 @@ def test_other_runtime_errors_are_not_the_disk(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_best_is_all_that_is_left(tmp_path):
+    """A resumed run goes on from it, rather than never again."""
+    path = checkpoint.save(tmp_path, make(10), best=True)
+    os.truncate(checkpoint.save(tmp_path, make(20)), 50)
+    os.remove(path)
+    found = checkpoint.latest(tmp_path, 'dynamics')
+    assert found['iter'] == 10 and found['path'] == path
+    assert names(tmp_path) == ['best.pt', 'ckpt_00000010.pt', 'ckpt_00000020.pt.bad']
+
+
 # -----------------------------------------------------------------------------
 # damaged files: each is refused with its own reason, and an older one is used instead
 

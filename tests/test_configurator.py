@@ -314,7 +314,7 @@ def test_refused_on_the_command_line(repo, argv, words):
         ),
         (
             'temperature = -1.0',
-            ['temperature', 'sample.py', 'found -1.0', 'expected >= 0'],
+            ['temperature', 'sample.py', 'found -1.0', 'expected 0 or >= 0.001'],
         ),  # no key of tokenizer.py
         ('dynamics = 3', ['dynamics', 'found 3', 'dict(...)']),
         ('n_layer = "4"', ['config/a.py', 'n_layer', "str '4'", 'expected int']),
@@ -465,6 +465,41 @@ def test_a_copy_with_its_own_line_is_a_stage_of_its_own(repo):
     assert resolved(repo, 'config/a.py', script='dynamics')['n_layer'] == 3
 
 
+@pytest.mark.parametrize('line', ["stage = 'dyn' + 'amics'", 'stage: str = STAGE', 'stage = 3'])
+def test_a_stage_line_that_cannot_be_read(repo, line):
+    (repo / 'dynamics_v2.py').write_text(DYNAMICS + line)
+    message = refused(repo)
+    assert 'dynamics_v2.py line' in message and "expected stage = 'NAME'" in message
+
+
+def test_a_stage_line_with_a_type(repo):
+    (repo / 'dynamics_v2.py').write_text(DYNAMICS + "stage: str = 'dynamics'\n")
+    (repo / 'config/a.py').write_text('dynamics = dict(n_layer=3)')
+    assert resolved(repo, 'config/a.py', script='dynamics_v2')['n_layer'] == 3
+
+
+def test_a_copy_of_the_same_name_elsewhere_has_its_own_defaults(repo):
+    for folder in ('aaa', 'zzz'):  # before and after the repository's in the alphabet
+        copy = repo.parent / f'{folder}{repo.name}' / 'tokenizer.py'
+        copy.parent.mkdir()
+        copy.write_text(TOKENIZER.replace('n_layer = 4', 'n_layer = 9'))
+        done = subprocess.run(
+            [sys.executable, str(copy)],
+            cwd=repo,
+            capture_output=True,
+            text=True,
+            env=os.environ | dict(PYTHONPATH=str(repo)),
+        )
+        assert "'n_layer': 9" in done.stdout, done.stderr
+
+
+def test_what_an_editor_leaves_is_no_script(repo):
+    (repo / '.#dynamics.py').symlink_to('nobody@nowhere')
+    (repo / '._dynamics.py').write_bytes(b'\0\xb0')
+    (repo / 'latin.py').write_bytes(b"word = 'caf\xe9'")
+    assert resolved(repo)['n_layer'] == 4
+
+
 def test_the_name_of_a_file_that_is_no_stage(repo):
     (repo / 'dynamics_v2.py').write_text(DYNAMICS + "stage = 'dynamics'\n")
     (repo / 'config/a.py').write_text('dynamics_v2 = dict(n_layer=3)\n')
@@ -485,6 +520,11 @@ def test_a_key_of_other_trainers_leads_to_ours(argument, meant):
     with pytest.raises(configurator.ConfigError) as e:
         configurator.resolve('tokenizer', real_scripts(), [argument])
     assert all(key in str(e.value) for key in meant), e.value
+
+
+def test_one_window_has_no_other_to_be_compared_with():
+    with pytest.raises(configurator.ConfigError, match='>= 2'):
+        configurator.resolve('eval', real_scripts(), ['--n_windows=1'])
 
 
 @pytest.mark.parametrize('argument', ['--seed=12345678901234567890', '--max_iters=9999999999'])

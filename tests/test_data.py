@@ -242,6 +242,16 @@ def test_a_hunters_recording_and_its_card(tmp_path, stick):
     assert ds.action_names == list(game.STICK if stick else game.ACTIONS)
 
 
+@pytest.mark.parametrize('largest', [40, 2**40])
+def test_actions_of_any_size_are_described(tmp_path, largest):
+    actions = np.arange(300) % 40
+    actions[7] = largest
+    path = write(tmp_path / 'a.h5', noise(300), actions=actions)
+    said = data.describe_actions(data.load(path))
+    assert said.startswith('0 8, 1 8, ') and said.endswith(f'and 11 more up to {largest}')
+    assert len(said) < 400
+
+
 @pytest.mark.slow
 @pytest.mark.row(48)
 def test_the_card_of_a_read_only_dataset(tmp_path, read_only, own_cache):

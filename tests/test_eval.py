@@ -210,6 +210,13 @@ def test_a_name_that_no_action_has_is_not_obeyed(recording, tmp_path, monkeypatc
 
 
 @slow
+def test_a_window_alone_is_not_compared_with_itself(recording, tmp_path, monkeypatch):
+    """The last of 17, which go through the networks 16 at a time."""
+    names = run_eval(monkeypatch, recording, tmp_path, '--n_windows=17', '--n_frames=2')
+    assert len(names.errors['world']) == 17 and len(names.losses) == 1
+
+
+@slow
 def test_a_hunter_is_judged_in_the_world_of_each_episode(tmp_path, monkeypatch):
     monkeypatch.setattr(game, 'CREATURE_MOVES', 0.0)
     path = str(tmp_path / 'hunt.h5')
@@ -326,6 +333,15 @@ def test_ssim(functions):
 
 def test_psnr(functions):
     assert functions.psnr(np.array([0.04])) == pytest.approx(20)  # a hundredth of the range squared
+
+
+def test_best_pairs_of_many_codes_and_labels(functions):
+    """Every assignment would take years: the largest counts stand on a shuffled diagonal."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 100, (60, 50))
+    codes = rng.permutation(60)[:50]
+    counts[codes, np.arange(50)] += 1000
+    assert functions.best_pairs(counts) == counts[codes, np.arange(50)].sum()
 
 
 def test_best_pairs_against_every_assignment(functions):

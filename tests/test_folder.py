@@ -98,6 +98,30 @@ def test_killed_between_the_two_renames(begin, tmp_path):
 
 
 @pytest.mark.row(43)
+def test_killed_before_the_first_of_them(begin, tmp_path):
+    """The new run has a checkpoint: that is what a resumed run goes on from."""
+    earlier_run(tmp_path / 'tokenizer')
+    earlier_run(tmp_path / 'tokenizer.new', iter=3)
+    folder = begin()
+    assert folder.path == str(tmp_path / 'tokenizer') and folder.goes_on('auto')
+    assert (tmp_path / 'tokenizer' / 'ckpt_00000003.pt').exists()
+    assert (tmp_path / 'tokenizer.1' / 'ckpt_00000020.pt').exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links')
+def test_a_link_to_a_disk_that_is_not_there(begin, tmp_path):
+    (tmp_path / 'tokenizer').symlink_to(tmp_path / 'disk' / 'weights')
+    with pytest.raises(DiskError, match='which is not there'):
+        begin()
+
+
+def test_a_new_disk_is_used_as_it_is(begin, tmp_path):
+    (tmp_path / 'tokenizer' / 'lost+found').mkdir(parents=True)
+    begin().open(0, 0)
+    assert sorted(os.listdir(tmp_path / 'tokenizer')) == ['lost+found', 'samples', 'status.json']
+
+
+@pytest.mark.row(43)
 @pytest.mark.skipif(os.name == 'nt', reason='links')
 def test_a_link_to_another_disk_stays_a_link(begin, tmp_path):
     disk = tmp_path / 'disk'
@@ -133,7 +157,9 @@ def test_status(begin, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'tokenizer' / 'status.json'
     folder = begin()
     folder.write_status(state='running', iter=3, reason=None)
-    assert json.loads(path.read_text()) == dict(state='running', iter=3, reason=None, job={})
+    assert json.loads(path.read_text()) == dict(
+        state='running', iter=3, reason=None, owner=folder.lock.me, job={}
+    )
 
     def refuses(*_):
         raise OSError(28, 'No space left on device')

@@ -117,9 +117,39 @@ def test_one_that_was_taken_over_is_noticed_and_not_removed(take, tmp_path):
     mine = take()
     (tmp_path / 'run.lock').write_text(json.dumps(someone(host='node7')))
     with pytest.raises(FolderInUse, match='node7'):
-        mine.expect_mine()
+        mine.expect_mine(mine.me)
     mine.release()
     assert (tmp_path / 'run.lock').exists()
+
+
+def test_one_that_was_taken_over_and_ended_is_noticed(take):
+    """The other has removed its lock; but status.json says who has written it last. Where that is
+    this process, somebody has only removed the file."""
+    mine = take()
+    os.remove(mine.path)
+    mine.expect_mine(mine.me)
+    mine.expect_mine(None)
+    with pytest.raises(FolderInUse, match='node7'):
+        mine.expect_mine(someone(host='node7'))
+    assert not mine.is_mine()
+
+
+def test_the_lock_of_another_user_is_named(take, tmp_path, monkeypatch):
+    """It cannot be written, and that is not its fault."""
+    (tmp_path / 'run.lock').write_text(json.dumps(someone(host='node7')))
+    monkeypatch.setattr(Lock, 'held', lambda self: open('/', 'a+'))
+    with pytest.raises(FolderInUse, match='node7'):
+        take()
+
+
+@pytest.mark.parametrize('job', ['x', [1], {'slurm': 3}, {'slurm': ['12']}, {'slurm': ['12', '0']}])
+def test_a_lock_that_holds_nonsense(take, monkeypatch, job):
+    monkeypatch.setenv('SLURM_JOB_ID', '12')
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+    with pytest.raises(FolderInUse):
+        take(someone(host='node7', job=job))
+    monkeypatch.setenv('SLURM_RESTART_COUNT', '')  # as templates export it
+    assert configurator.job() == {'slurm': ['12', 0]}
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

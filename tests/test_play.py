@@ -274,12 +274,14 @@ def test_other_names_by_a_key(world, named):
             assert ask(it, 'GET', f'/?token={TOKEN}', Host=host)[0] == 200
             for scheme in ('http', 'https'):  # the proxy may speak https
                 play(it, 0, [1], X_Token=TOKEN, Host=host, Origin=f'{scheme}://{host}')
+        # one that asks localhost, and leaves the Origin as it is
+        play(it, 0, [1], X_Token=TOKEN, Host='localhost:8000', Origin='https://play.example.org')
         assert 'no token' in refuses_alone(it, Host='play.example.org')
         for host, origin in (('example.org', 'https://example.org'),
                              ('play.example.org', 'https://evil.example'),
                              ('play.example.org', 'https://10.0.0.5'),
                              ('127.0.0.1:PORT', 'https://127.0.0.1:PORT'),
-                             ('127.0.0.1:PORT', 'https://play.example.org')):
+                             ('127.0.0.1:PORT', 'https://example.org')):
             assert ask(it, *STEP, X_Token=TOKEN, Host=host, Origin=origin)[0] == 403
     finally:
         it.process.kill()

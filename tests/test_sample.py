@@ -102,3 +102,8 @@ def test_another_recording_is_said(world, tmp_path):
     note, = [line for line in said.splitlines() if line.startswith('note: ')]
     assert 'tokenizer, latent_actions, dynamics trained on' in note and path in note
     assert 'note: ' not in train('sample.py', world[0]).stdout
+
+
+def test_more_rollouts_than_a_video_can_hold(world):
+    done = run('sample.py', world[0], '--n_samples=129')
+    refused(done, 2, 'n_samples=129', 'at most 128')

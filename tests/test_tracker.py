@@ -1,5 +1,6 @@
 """W&B, played by a module of the same name."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -80,6 +81,7 @@ def test_its_step_is_a_column(wandb):
         AuthenticationError('API key verification failed'),
         CommError('permission denied'),
         TypeError('project must be a string'),
+        ValueError('no such mode'),
     ],
 )
 def test_what_the_user_can_mend_is_refused(wandb, error):
@@ -88,6 +90,20 @@ def test_what_the_user_can_mend_is_refused(wandb, error):
         Tracker(CONFIG, 'dynamics', '')
     assert e.value.exit_code == 2 and str(error) in str(e.value)
     assert 'wandb login' in str(e.value) and 'WANDB_MODE=offline' in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'error', [json.JSONDecodeError('a page of a hotel', '<html>', 0), PermissionError(13, 'wandb')]
+)
+def test_what_is_not_about_the_login_stops_no_training(wandb, error):
+    wandb.error = error
+    assert Tracker(CONFIG, 'dynamics', '').run is None
+
+
+def test_a_folder_that_w_and_b_left_is_not_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', ModuleType('wandb'))
+    with pytest.raises(ConfigError, match='pip install wandb'):
+        Tracker(CONFIG, 'dynamics', '')
 
 
 @pytest.mark.row(43)

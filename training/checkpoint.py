@@ -16,6 +16,7 @@ import zipfile
 
 import torch
 
+import configurator
 from files import DiskError, free_space, replacing
 from training import ranks
 
@@ -91,7 +92,8 @@ def resume(folder, about, allow_change, device, *trained):
     about['wandb_id'] = ckpt.get('wandb_id', '')
     if ranks.rank() == 0:
         loss = ckpt['metrics'].get('loss', math.nan)
-        print('; '.join([f'resume: {ckpt["path"]} (iter {iter}, loss {loss:.4f})', *changes]))
+        configurator.say('; '.join([f'resume: {ckpt["path"]} (iter {iter}, loss {loss:.4f})',
+                                    *changes]))
     return iter
 
 
@@ -397,7 +399,13 @@ def latest(folder, stage=None):
                 kept = f'kept as {os.path.basename(path)}.bad'
             except OSError as problem:  # a read-only folder, or an older .bad that is a directory
                 kept = f'left in place ({problem.strerror})'
-            print(f'resume: skipped {reasons[-1]}; {kept}', flush=True)
+            configurator.say(f'resume: skipped {reasons[-1]}; {kept}')
+    best = os.path.join(folder, 'best.pt')
+    if os.path.exists(best):  # all that is left of the run
+        ckpt = load(best, stage)
+        path = os.path.join(folder, file_name(ckpt['iter']))
+        give_second_name(best, path)
+        return {**ckpt, 'path': path}
     if reasons:
         raise CheckpointError(folder, 'no checkpoint is usable: ' + '; '.join(reasons), start)
     raise CheckpointError(os.path.abspath(folder), 'there is no checkpoint to resume from', start)

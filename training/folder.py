@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 
 import configurator
 from files import DiskError, free_space, replacing
@@ -30,17 +29,26 @@ class RunFolder:
 
     def __init__(self, out_dir, stage, device):
         self.stage, self.device = stage, device
-        self.final = os.path.join(out_dir, stage)
-        if os.path.islink(self.final):  # to another disk, perhaps: it stays where it is
-            self.final = os.path.realpath(self.final)
+        self.final = link = os.path.join(out_dir, stage)
+        if os.path.islink(link):  # to another disk, perhaps: it stays where it is
+            self.final = os.path.realpath(link)
+            if not os.path.exists(self.final):
+                raise DiskError(f'{link}: is a link to {self.final}, which is not there\n'
+                                'mount its disk, or remove the link')
         self.path, self.new = self.final, self.final + '.new'
         self.master = ranks.rank() == 0
         self.status = {}
         if self.master:
-            self.lock = Lock(self.final + '.lock', self.final)
-            atexit.register(self.release)
-            if holds_checkpoint(self.new) and not os.path.exists(self.final):
-                os.rename(self.new, self.final)  # its process was killed between the two renames
+            try:
+                self.lock = Lock(self.final + '.lock', self.final)
+            except DiskError:
+                if self.final == link:
+                    raise
+                self.lock = Lock(link + '.lock', self.final)  # what it links to lies in a folder
+            atexit.register(self.release)                     # that is not ours
+            if holds_checkpoint(self.new):
+                self.path = self.new
+                self.keep()  # its process was killed before it could
         ranks.barrier()
 
     def goes_on(self, init_from):
@@ -50,7 +58,7 @@ class RunFolder:
         there = self.master and holds_checkpoint(self.final)
         again = there and configurator.is_later_try(read_json(self.in_folder('status.json')))
         if again and init_from == 'scratch':
-            print('this job was started again: it goes on from its own checkpoint', flush=True)
+            configurator.say('this job was started again: it goes on from its own checkpoint')
         goes_on = init_from == 'resume' or there and (again or init_from == 'auto')
         return bool(ranks.same_everywhere(int(goes_on), self.device))
 
@@ -89,11 +97,11 @@ class RunFolder:
             raise DiskError(f'{self.path}: cannot be written: {e}\n'
                             'use another --out_dir, or make it writable') from e
         if iter and os.path.exists(self.new):
-            print(f'{self.new} holds a later try, which saved no checkpoint: this goes on from the '
-                  'run before it', flush=True)
+            configurator.say(f'{self.new} holds a later try, which saved no checkpoint: this goes '
+                             'on from the run before it')
         if stays:
-            print(f'the earlier run stays in {self.final} until this one has saved a checkpoint; '
-                  f'it begins in {self.path}', flush=True)
+            configurator.say(f'the earlier run stays in {self.final} until this one has saved a '
+                             f'checkpoint; it begins in {self.path}')
         self.write_status(state='running', iter=iter)
 
     def keep(self):
@@ -127,12 +135,16 @@ class RunFolder:
         """status.json = fields (state, iter, saved_iter, reason ...). Under torchrun the exit code
         is always 1, so this file is how others learn the end of a run. Never raises for the disk:
         training matters more."""
-        self.status = {**fields, 'job': configurator.job()}
+        self.status = {**fields, 'owner': self.lock.me, 'job': configurator.job()}
         try:
             with replacing(self.in_folder('status.json')) as tmp, open(tmp, 'w') as f:
                 f.write(json.dumps(self.status, indent=1, default=str) + '\n')
         except DiskError as e:
-            print(f'warning: status.json not written in {self.path}: {e}', flush=True)
+            configurator.say(f'warning: status.json not written in {self.path}: {e}')
+
+    def expect_mine(self):
+        """Raises FolderInUse if another process has the folder now."""
+        self.lock.expect_mine(read_json(self.in_folder('status.json')).get('owner'))
 
     def release(self):
         """The folder belongs to nobody from here on. For the master process only."""
@@ -148,19 +160,22 @@ def holds_checkpoint(folder):
 
 def move_aside(path, name):
     """A folder gets the name NAME.1, or the next that is free. One that holds nothing but what a
-    failed start leaves is removed."""
+    failed start leaves, or a new disk, is only emptied."""
     if not os.path.exists(path):
         return
-    if os.path.isdir(path) and set(os.listdir(path)) <= {'status.json', 'log.csv', 'samples'}:
+    known = {'status.json', 'log.csv', 'samples', 'lost+found'}
+    if os.path.isdir(path) and set(os.listdir(path)) <= known:
         log, samples = os.path.join(path, 'log.csv'), os.path.join(path, 'samples')
         if not has_rows(log) and not (os.path.isdir(samples) and os.listdir(samples)):
-            shutil.rmtree(path)
+            for file in (log, os.path.join(path, 'status.json')):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(file)
             return
     k = 1
     while os.path.exists(f'{name}.{k}'):
         k += 1
     os.rename(path, f'{name}.{k}')
-    print(f'moved the earlier run to {name}.{k}', flush=True)
+    configurator.say(f'moved the earlier run to {name}.{k}')
 
 
 def has_rows(log):

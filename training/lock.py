@@ -43,6 +43,9 @@ class Lock:
                 f.truncate()
                 f.write(json.dumps(self.me))
         except OSError as e:
+            owner = read_json(path)  # perhaps of another user
+            if owner:
+                raise FolderInUse(in_use(name, owner)) from e
             raise DiskError(f'{path}: cannot be written: {e}\n'
                             'use another --out_dir, or make it writable') from e
         self.released = threading.Event()
@@ -77,18 +80,20 @@ class Lock:
 
     def show_life(self):
         while not self.released.wait(SIGN_OF_LIFE):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
+            if self.is_mine():
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)
 
     def is_mine(self):
-        owner = read_json(self.path)
-        return not owner or owner == self.me
+        return read_json(self.path) == self.me
 
-    def expect_mine(self):
+    def expect_mine(self, last_owner):
         """Raises FolderInUse if another process has taken the folder over, as it may while this one
-        is asleep."""
-        if not self.is_mine():
-            raise FolderInUse(in_use(self.name, read_json(self.path)))
+        is asleep, and on a disk without flock. last_owner: who has written status.json: where that
+        is this process, somebody has only removed the file."""
+        owner = read_json(self.path) or last_owner or self.me
+        if owner != self.me:
+            raise FolderInUse(in_use(self.name, owner))
 
     def release(self):
         self.released.set()

@@ -23,9 +23,10 @@ from training import checkpoint, ranks
 from training.tracker import Tracker
 
 EXIT_CODES = {'done': 0, 'diverged': 5, 'nonfinite': 6, 'io_error': 7, 'interrupted': 130}
-# a connection that is lost (HUP) and a batch system's warning (USR1) end a run as TERM does
-SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
-           if hasattr(signal, name)]  # Windows lacks two
+# a connection that is lost (HUP) and the warnings of batch systems end a run as TERM does
+SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2',
+                                              'SIGXCPU')
+           if hasattr(signal, name)]  # Windows lacks most
 
 
 class RunLog:
@@ -81,13 +82,9 @@ class RunLog:
             signal.signal(number, handler)
 
     def say(self, text):
-        """Prints on rank 0. A terminal that is gone, or a pipe that was closed, may not end the
-        run: it may be on its way to save."""
+        """Prints on rank 0."""
         if self.master:
-            try:
-                print(text, flush=True)
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            configurator.say(text)
 
     def introduce(self, n_windows, n_parameters):
         batch, world_size = self.config['total_batch_size'], ranks.world_size()
@@ -196,7 +193,7 @@ class RunLog:
     def surviving_disk_trouble(self, it):
         """What the block saves may fail: the reason is said, and training goes on."""
         try:
-            self.folder.lock.expect_mine()
+            self.folder.expect_mine()
             yield
             self.folder.keep()
             self.folder.write_status(state='running', iter=it, saved_iter=it)

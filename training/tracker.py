@@ -16,13 +16,13 @@ class Tracker:
             return
         try:
             import wandb
-        except ImportError as e:
-            raise ConfigError(f'wandb_log=True: wandb cannot be imported ({e})\n'
+            init = wandb.init  # a folder ./wandb, as W&B leaves it, can be imported and is not it
+        except Exception as e:
+            raise ConfigError(f'wandb_log=True: wandb cannot be imported ({one_line(e)})\n'
                               'pip install wandb, or --wandb_log=False') from None
         try:
-            self.run = wandb.init(project=config['wandb_project'],
-                                  name=f'{config["out_dir"]}/{stage}', config=config,
-                                  id=run_id or None, resume='allow')
+            self.run = init(project=config['wandb_project'], name=f'{config["out_dir"]}/{stage}',
+                            config=config, id=run_id or None, resume='allow')
             # what a rollback or a resumed run does again has a smaller iter, which W&B would
             # refuse as its own step
             self.run.define_metric('*', step_metric='iter')
@@ -61,6 +61,8 @@ def one_line(error):
 def is_refusal(error):
     """Is it the user's to mend? What is left is the network's."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {'OSError', 'JSONDecodeError'}:  # its own files; a page that a hotel sent instead
+        return False
     words = 'api_key', 'api key', 'login', 'log in', 'permission', 'error 401', 'error 403'
     told = any(word in str(error).lower() for word in words)
     return bool(kinds & {'UsageError', 'AuthenticationError', 'TypeError', 'ValueError'}) or told
