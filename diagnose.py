@@ -14,6 +14,7 @@ LOG may be:
   W&B: a history, or a chart of several runs, each of which is judged;
   TensorBoard: run-NAME-tag-TAG.csv or .json, as its download links name them;
   JSON: lines, an array, a dict of columns, trainer_state.json of Hugging Face;
+  a dict of lists as Python prints it, such as print(history.history) of Keras;
   what others print: nanoGPT, modded-nanogpt, Hugging Face, MetricLogger, tqdm, llm.c, Keras ...,
   also with [rank0]: or 0: in front.
 A blank cell was not logged. The file may be packed as .gz, .bz2 or .xz.

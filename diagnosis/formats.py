@@ -3,6 +3,7 @@ From the files of strangers to tables of cells: CSV and its like, JSON of any sh
 trainers print. The first piece of a file decides what it is. Sizes, widths and the length of lines
 are bounded, and no pattern looks back over more than a few words.
 """
+import ast
 import bz2
 import csv
 import gzip
@@ -12,6 +13,7 @@ import lzma
 import math
 import os
 import re
+import warnings
 import zlib
 from itertools import takewhile
 
@@ -19,12 +21,13 @@ import numpy as np
 
 # what is larger is no training log
 MAX_COLUMNS, MAX_LINE, MAX_PRINTED_LINE = 200, 100_000, 4000
-MAX_BYTES, MAX_DOCUMENT = 2 ** 30, 2 ** 26
+MAX_BYTES, MAX_DOCUMENT, MAX_PYTHON = 2 ** 30, 2 ** 26, 2 ** 20
 PIECE = 2 ** 18  # characters that are read at a time
 
-BLANK = ['', '-', 'none', 'None', 'NONE', 'null', 'Null', 'NULL']
+BLANK = ['', '-', 'none', 'None', 'NONE', 'null', 'Null', 'NULL',
+         'no log', 'No log']  # Hugging Face's tables, before the first evaluation
 PACKED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ': lzma.open}
-BY_PANDAS = '; write it as CSV: pandas.read_{}(FILE).to_csv("log.csv")'
+BY_PANDAS = '; write it as CSV: pandas.read_{}(FILE).to_csv("log.csv", na_rep="nan")'
 FOREIGN = [  # what its first bytes hold, what its name may end in, what it is, the way out
     (b'.{,40}brain.Event:', r'.*tfevents.*', 'a TensorBoard event file',
      '; in TensorBoard tick "Show data download links" and take the CSV of the loss'),
@@ -52,13 +55,16 @@ FOREIGN = [  # what its first bytes hold, what its name may end in, what it is, 
 
 TENSORBOARD = ('wall time', 'step', 'value')
 TAGS = ('tag', 'metric', 'metric_name', 'key')  # name the column that says what `value` is
-RUNS = ('run', 'run_id', 'run_name', 'run id', 'run name', 'dir_name')
+RUNS = ('run', 'run_id', 'run_name', 'run id', 'run name', 'dir_name', 'experiment', 'exp_name',
+        'seed')
+SPLITS = ('split', 'mode', 'phase')  # name the column that says which data a row is of
+RANGES = ('__min', '__max')  # W&B's columns around a column
 MATTERS = re.compile('loss|nll|step|iter|epoch|update|lr|learning.rate|time|_actions|usage|value'
                      '|entropy', re.IGNORECASE)
 COLOUR = re.compile(r'\x1b\[[0-9;?]{0,20}[A-Za-z]')
 IS_LOSS = re.compile(r'loss|nll|cross.?entropy', re.IGNORECASE)
-HELD_OUT = re.compile('(.*[^a-z])?(val|valid|validation|eval|evaluation|test|held.?out)'
-                      '([^a-z].*)?')
+HELD_OUT = re.compile('(.*[^a-z])?(val|valid|validation|eval|evaluation|test|held.?out'
+                      '|(?<!std[^a-z])dev)([^a-z].*)?')
 
 
 # In all arrays nan is a blank cell (nothing was logged) and:
@@ -197,8 +203,9 @@ def csv_tables(path, odd):
         if lines and names is None:
             lines, mark, names = read_header(lines, path)
             first = lines.pop(0)
-            lost = len(names) - len(bounded(names))
-            if lost > sum(not MATTERS.search(name) for name in names):
+            wanted = [name for name in names if not is_range(name)]
+            lost = len(wanted) - len(bounded(names))
+            if lost > sum(not matters(name) for name in wanted):
                 odd['lost_columns'] = lost
         if names:
             odd['headers'] += lines.count(first)  # a second run was appended
@@ -206,10 +213,13 @@ def csv_tables(path, odd):
         if lines:
             table, broken, too_long = read_table(lines, mark, names)
             if too_long > len(lines) / 2 and not is_checked:
+                cure = '; is the first line that of the names?'
+                if mark == ',':
+                    cure = ('. If these are decimal commas between commas, save it with ; between '
+                            'the cells')
                 raise Unreadable(path, f'found more than {len(names)} cells in {too_long} of '
                                  f'{len(lines)} lines, expected {len(names)} as the line of names '
-                                 'has. If these are decimal commas between commas, save it with ; '
-                                 'between the cells')
+                                 'has' + cure)
             odd['lines'] += broken
             is_checked = True
             yield table
@@ -285,8 +295,19 @@ def read_table(lines, mark, names):
 
 def bounded(names):
     """Which columns are read: at most MAX_COLUMNS, those that a rule may ask for before others."""
-    order = sorted(range(len(names)), key=lambda i: not MATTERS.search(names[i]))
+    wanted = [i for i, name in enumerate(names) if not is_range(name)]
+    order = sorted(wanted, key=lambda i: not matters(names[i]))
     return sorted(order[:MAX_COLUMNS])
+
+
+def matters(name):
+    """May a rule ask for this column, or does it say where a row belongs?"""
+    return MATTERS.search(name) or name.strip(' "').lower() in (*TAGS, *RUNS, *SPLITS)
+
+
+def is_range(name):
+    """Is this one of W&B's two columns around a column?"""
+    return str(name).strip(' "').lower().endswith(RANGES)
 
 
 def decode(text):
@@ -366,11 +387,29 @@ def document_tables(path, odd):
         text += piece
         if len(text) > MAX_DOCUMENT:
             return []
-    found = tables_in(decode(text), odd)
+    found = tables_in(decode(text) or python_lists(text), odd)
     for run, table in found:
         if len(found) > 1:
             table['run'] = run
     return [table for _, table in found if len(table.columns)]
+
+
+def python_lists(text):
+    """The lists in a dict as Python prints it, such as print(history.history) of Keras, or None.
+    literal_eval runs no code."""
+    if len(text) > MAX_PYTHON:
+        return None
+    text = re.sub(r'\b(?:np|numpy)\.float\d\d\(([^()]{1,40})\)', r'\1', text)
+    text = re.sub(r'(?<=[\[ ,])(-?(?:nan|inf))(?=[],])', r"'\1'", text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of an odd escape in a text, for one
+            value = ast.literal_eval(text.strip())
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return None
+    return value if all(isinstance(cells, list) for cells in value.values()) else None
 
 
 def tables_in(value, odd, run='', depth=0):
@@ -485,8 +524,11 @@ def decimal_marks(table):
 # -----------------------------------------------------------------------------
 # what trainers print
 
-NUMBER = r'[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+|nan|inf(?:inity)?)(?:e[-+]?\d+)?'
-WORD = '(?:train|training|val|valid|validation|eval|evaluation|test|testing|held.out)'
+# Megatron prints a `number of nan iterations`
+NUMBER = (r'[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+|nan(?!\s+iter)|inf(?:inity)?)'
+          r'(?:e[-+]?\d+)?')
+WORD = '(?:train|training|val|valid|validation|dev|eval|evaluation|test|testing|held.out)'
+SET = re.compile(rf'\b({WORD}) (?:set:? |(?=(?:avg|average|mean|total) loss))', re.IGNORECASE)
 PRINTED = re.compile(  # in a line: `val:` before other names, `lr 1e-3` or `step 1/9`, a bare `1/9`
     rf"""\b(?P<part>{WORD})\b["')\]]{{0,2}}\s?[:|\])>-](?!\s{{0,9}}{NUMBER})
     |(?<![\w./@])(?P<name>[a-z_][\w/.@]{{0,60}}(?:[ ][a-z_][\w/.]{{0,30}})?)["']?
@@ -495,6 +537,7 @@ PRINTED = re.compile(  # in a line: `val:` before other names, `lr 1e-3` or `ste
     |(?<![\w./])(?P<at>\d{{1,12}})/(?P<of>\d{{1,12}})(?![\w/.%])""",
     re.IGNORECASE | re.VERBOSE)
 COUNTER = re.compile(r'(?:.* )?((?:[\w/]*global.)?step|iter|iters|iteration|it|update|num_updates)')
+STAGE = re.compile(r'(\w{1,60}): [\d,]{1,30} parameters on ')  # this project's first line
 NO_NUMBER = re.compile(r'loss["\']?\s{0,9}[:=]\s{0,9}["\']?(\d|$)', re.IGNORECASE)
 RANK = re.compile(r'\s*\[?(rank|default|worker|node|)[ _]?(\d{1,6})(?:\]:|: |\] )', re.IGNORECASE)
 NUMERIC = re.compile(r'[-+\d.,;|\s"\'%:_/einfa]*', re.IGNORECASE)
@@ -505,7 +548,8 @@ class Printed:
     project; also with the rank in front, as torchrun and srun write it.
 
     A line with a loss is a row, all else is passed over. A row without a counter of its own has
-    that of its progress bar, or, if it tells of held-out data, that of the row before.
+    that of its progress bar, or, if it tells of held-out data, that of the row before. The stages
+    of `make | tee make.log` are runs of their own.
     """
 
     def __init__(self):
@@ -513,12 +557,15 @@ class Printed:
         self.bars = {}  # rank: (at, of, epoch) of its progress bar
         self.epoch = {}  # rank: the last that was named
         self.ranked = False  # does a number in front of a line mean a rank?
+        self.stage = ''
 
     def read(self, lines):
         """-> (DataFrame, how many lines name a loss that is no number)."""
         rows, broken = [], 0
         for line in lines:
-            if IS_LOSS.search(line) or 'poch' in line:
+            if ' parameters on ' in line:
+                self.start_stage(line[:MAX_PRINTED_LINE])
+            elif IS_LOSS.search(line) or 'poch' in line:
                 line = line[:MAX_PRINTED_LINE]
                 row = self.row(line)
                 if row:
@@ -526,6 +573,13 @@ class Printed:
                 elif NO_NUMBER.search(line):
                     broken += 1
         return frame(rows), broken
+
+    def start_stage(self, line):
+        label = RANK.match(line)
+        stage = STAGE.match(line[label.end():] if label else line)
+        if stage and stage[1] != self.stage:
+            self.stage = stage[1]
+            self.last, self.bars, self.epoch = {}, {}, {}
 
     def row(self, line):
         """{name: text of a number}, or None."""
@@ -558,8 +612,8 @@ class Printed:
         elif not counters and self.last.get(rank):  # words at the end: `done, loss 3.1`
             return None
         self.last[rank] = counters
-        if rank:
-            row['run'] = rank
+        if self.stage or rank:
+            row['run'] = f'{self.stage} {rank}'.strip()
         return {**row, **counters}
 
 
@@ -567,6 +621,7 @@ def pairs(line):
     """The numbers in a printed line by their names -> (metrics and the epoch; counters; the
     progress bar as (at, of) or None)."""
     row, counters, bar, part = {}, {}, None, ''
+    line = SET.sub(r'\1: ', line)  # `Test set loss` has a word too many for a name
     for m in PRINTED.finditer(line):
         if m['part']:
             part = '' if m['part'].lower().startswith('train') else 'val '

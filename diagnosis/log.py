@@ -19,6 +19,8 @@ MAX_CELLS, MAX_RUNS = 2 ** 27, 50
 
 LOSS = ('loss', 'train[_/. ]?loss', '(train|training)[_/. ]closs', '(train|training)[_/. ].*loss',
         '.*/loss', 'closs', 'total.loss', '.*loss.*', '.*(nll|cross.?entropy).*')
+# scales of a loss, and the lowest so far, which never rises
+NO_LOSS = re.compile('(scale|scaler|weight)s?$|(^|[/_. ])(best|min|lowest)[/_. ]')
 # what a trainer itself counts comes first: its checkpoints have the same numbers
 COUNTERS = ('(.*[/_. ])?global.?step', '(.*/)?(iter|iters|iterations?|iter.?num|it)',
             '((train|training|trainer|optimizer|optim|gradient)[/_. ])*steps?',
@@ -58,7 +60,7 @@ def name_columns(names, path, odd):
         while key in found:
             n += 1
             key = f'{run or name} ({n})', name
-        if n > 1 and not name.endswith(('__min', '__max')):
+        if n > 1 and not formats.is_range(name):
             odd.setdefault('equal', set()).add(name)
         found.append(key)
     return found
@@ -66,14 +68,35 @@ def name_columns(names, path, odd):
 
 def row_groups(table):
     """[(run, its rows)] where a column names the run of each row, else all rows as one."""
-    for name, column in table.items():
-        if str(name).strip().lower() in formats.RUNS:
-            # a blank cell is not itself
-            texts = np.array([clean(cell, 60) if cell == cell else '' for cell in column])
-            runs = np.unique(texts)
-            if len(runs) <= MAX_RUNS:
-                return [(str(run), np.flatnonzero(texts == run)) for run in runs]
+    columns = {str(name).strip().lower(): column for name, column in table.items()}
+    for name in [name for name in formats.RUNS if name in columns]:
+        texts = np.array([run_name(cell) for cell in columns[name]])
+        runs = np.unique(texts)
+        if len(runs) <= MAX_RUNS:
+            return [(str(run), np.flatnonzero(texts == run)) for run in runs]
     return [('', slice(None))]
+
+
+def run_name(cell):
+    if cell != cell:  # a blank cell is not itself
+        return ''
+    return clean(f'{cell:.10g}' if isinstance(cell, float) else cell, 60)
+
+
+def held_out_rows(table):
+    """Which rows another column says to be of held-out data, (rows,) of bool, or None if none."""
+    for name, column in table.items():
+        if str(name).strip().lower() in formats.SPLITS:
+            held = np.array([bool(HELD_OUT.fullmatch(str(cell).strip().lower()))
+                             for cell in column])
+            if held.any():
+                return held
+    return None
+
+
+def is_shared(name):
+    """Does this column say where a row belongs, of whatever data the row is?"""
+    return name == CALLS or any(re.fullmatch(pattern, name) for pattern in (*COUNTERS, *EPOCHS))
 
 
 class Columns:
@@ -91,10 +114,20 @@ class Columns:
         table = formats.widened(table)
         keys = name_columns(table.columns, self.path, self.odd)
         marks = self.decimal_marks(keys, table)
+        held = held_out_rows(table)
         for row_run, at in row_groups(table):
             for (run, name), mark, (_, column) in zip(keys, marks, table.items()):
-                if not name.endswith(('__min', '__max')):  # W&B's ranges around a column
-                    self.add_column((run or row_run, name), column.iloc[at], mark, at)
+                key = run or row_run, name
+                if formats.is_range(name):
+                    continue
+                if held is None or is_shared(name) or HELD_OUT.fullmatch(name):
+                    self.add_column(key, column.iloc[at], mark, at)
+                    continue
+                # `loss` in rows of training and of validation is two columns
+                rows = np.arange(len(table))[at]
+                trained, tested = rows[~held[rows]], rows[held[rows]]
+                self.add_column(key, column.iloc[trained], mark, trained)
+                self.add_column((key[0], f'val/{name}'), column.iloc[tested], mark, tested)
         self.rows += len(table)
 
     def add_column(self, key, column, mark, at):
@@ -102,7 +135,9 @@ class Columns:
         self.wrong[key] = self.wrong.get(key, 0) + wrong
         # no blanks: a small file can be a huge table
         some = np.flatnonzero(~np.isnan(x))
-        if not len(some) or key not in self.pieces and len(self.pieces) >= MAX_COLUMNS:
+        # the runs of a wide file share the room, and a loss of the last one must find some
+        room = MAX_COLUMNS * MAX_RUNS if formats.matters(key[1]) else MAX_COLUMNS
+        if not len(some) or key not in self.pieces and len(self.pieces) >= room:
             return
         rows = self.rows + (some if isinstance(at, slice) else at[some])
         if isinstance(at, slice) and len(some) == len(x):
@@ -192,7 +227,7 @@ def find_column(names, *patterns):
 
 
 def find_loss(names):
-    return find_column([n for n in names if not re.search('(scale|scaler|weight)s?$', n)], *LOSS)
+    return find_column([n for n in names if not NO_LOSS.search(n)], *LOSS)
 
 
 class Log:
@@ -244,7 +279,7 @@ class Log:
     def term(self, name):
         """The column of a term of the loss: closs is train_closs in many a log; None if it is not
         there."""
-        prefix = r'(.*[/. ]|train_|training_|val_|valid_|eval_|test_)?'
+        prefix = r'(.*[/. ]|train_|training_|val_|valid_|dev_|eval_|test_)?'
         return find_column(self.names, re.escape(name), prefix + re.escape(name))
 
 
@@ -276,7 +311,8 @@ def find_counter(columns, names, loss):
         own = [n for n in own if n not in again]
     rows = {n: int(np.isfinite(columns[n][logged]).sum()) for n in own}
     full = [n for n in own if rows[n] >= max(1, logged.sum() / 2)]
-    sparse = [n for n in own if 0 < rows[n] and n not in full]
+    # one that only rows of evaluations have is no counter of the loss, but it is there
+    sparse = [n for n in own if n not in full and np.isfinite(columns[n]).sum() > 1]
     if sparse and not full:
         said['sparse'] = sparse[0], rows[sparse[0]], int(logged.sum())
     others = full[1:]
@@ -319,6 +355,8 @@ def in_order(step, loss):
     back = np.flatnonzero(np.diff(s) < 0) + 1
     if not len(back):
         return keep if order['no_step'] else slice(None), order
+    if (np.diff(s[~np.isnan(x)]) >= 0).all():  # a long table, with a block of rows for each tag
+        return keep[np.argsort(s, kind='stable')], order
     if is_shuffled(s[~np.isnan(x)]):
         order['unsorted'] = len(back)
         return keep[np.argsort(s, kind='stable')], order

@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 
-from diagnosis.figures import finding, loss_text, mean_text, spacing
+from diagnosis.figures import finding, loss_text, mean_text, spacing, turn
 from diagnosis.formats import HELD_OUT, IS_LOSS, LOGGED_NAN, clean
-from diagnosis.log import COUNTERS
+from diagnosis.log import COUNTERS, NO_LOSS
 
 DISAGREE = 1.5  # the ratio at which two tries of the same steps do not agree
 
@@ -164,6 +164,33 @@ def r24_reading(log, told):
     if log.other_losses:
         yield finding('info', f'Judged is {log.loss_name}; other losses in it are not: '
                       f'{clean(", ".join(log.other_losses), 200)}.')
+        yield from losses_that_rise(log)
+    own, last = log.step[~np.isnan(log.loss)], last_logged(log)
+    if len(own) > 1 and last - own[-1] > max(0.05 * (last - own[0]), 5 * spacing(own)):
+        yield finding('warn', f'{log.loss_name} is blank after {log.at(own[-1])}, other columns go '
+                      f'on to {last:.10g}.', f'no loss after {log.at(own[-1])}',
+                      'Was it NaN? pandas writes a NaN as a blank cell: to_csv(..., '
+                      'na_rep="nan").', last=own[-1], logged=last)
     if log.held_out:
         yield finding('info', f'No training loss is in it: {log.loss_name}, of held-out data, is '
                       'judged instead. Where it rises, the model may learn by heart.')
+
+
+def losses_that_rise(log):
+    """The first loss that fits is judged, and it may be the wrong one."""
+    if log.mixed:
+        return
+    for name in log.other_losses:
+        good = np.isfinite(log.columns[name])
+        turned = turn(log.step[good], log.columns[name][good])
+        if turned and turned['ratio'] >= 1.3 and not NO_LOSS.search(name):
+            yield finding('warn', f'{name} was not judged, and it rises: x{turned["ratio"]:.2f} '
+                          f'since {log.at(turned["at"])}.', f'{name}, which was not judged, rises',
+                          'If that is the loss of the training, judge it alone.',
+                          ratio=turned['ratio'], turned=turned['at'])
+
+
+def last_logged(log):
+    """The last step at which any column of the training was logged."""
+    others = [x for name, x in log.columns.items() if name in log.names and name != log.step_name]
+    return max((log.step[~np.isnan(x)][-1] for x in others if not np.isnan(x).all()), default=0.0)

@@ -66,7 +66,7 @@ def test_a_start_that_w_and_b_refuses(world, tmp_path, code, words):
     for _ in range(2):
         done = run_after(code, 'dynamics.py', world[0], f'--out_dir={out}', '--wandb_log=True')
         refused(done, 2, 'wandb_log=True', words)
-        assert sorted(os.listdir(out)) == ['cache', 'dynamics', 'latent_actions', 'tokenizer']
+        assert sorted(os.listdir(out)) == sorted(os.listdir(world[1]))
     train('sample.py', world[0], f'--out_dir={out}')
 
 
@@ -112,10 +112,9 @@ def test_a_resumed_run_is_one_run_of_w_and_b(world, tmp_path):
 def test_a_run_that_ends_before_its_first_checkpoint(world, tmp_path, fault):
     """Out of memory in its first update, say: sample.py finds what it found before."""
     out = shutil.copytree(world[1], tmp_path / 'out')
-    for _ in range(2):
-        done = run('dynamics.py', world[0], f'--out_dir={out}', env={'FAULT': fault})
-        assert done.returncode != 0
-        assert digest(out, 'dynamics') == digest(world[1], 'dynamics')
+    done = run('dynamics.py', world[0], f'--out_dir={out}', env={'FAULT': fault})
+    assert done.returncode != 0
+    assert digest(out, 'dynamics') == digest(world[1], 'dynamics')
     train('sample.py', world[0], f'--out_dir={out}')
     train('dynamics.py', world[0], f'--out_dir={out}', '--max_iters=1')
     assert digest(out, 'dynamics')[0] == 1 and not (out / 'dynamics.new').exists()
