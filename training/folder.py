@@ -44,8 +44,9 @@ class RunFolder:
             except DiskError:
                 if self.final == link:
                     raise
-                self.lock = Lock(link + '.lock', self.final)  # what it links to lies in a folder
-            atexit.register(self.release)                     # that is not ours
+                # what it links to lies in a folder that is not ours
+                self.lock = Lock(link + '.lock', self.final)
+            atexit.register(self.release)
             if holds_checkpoint(self.new):
                 self.path = self.new
                 self.keep()  # its process was killed before it could
