@@ -48,7 +48,8 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
 folder = os.path.join(out_dir, 'samples')
 files.expect_writable(folder)
-height = recording.frames.shape[1] * max(1, 128 // recording.frames.shape[2])  # in the video
+scale = max(1, 128 // recording.frames.shape[2])
+height = recording.frames.shape[1] * scale  # of a rollout, in the video
 if n_samples * height > 16_384:  # pixels, beyond which H.264 has no level
     configurator.stop(2, f'config: found n_samples={n_samples}, one above the other in the video, '
                          f'{n_samples * height} pixels\nexpected at most {16_384 // height}')
@@ -118,7 +119,6 @@ white = np.full_like(truth[:, :, :, :4], 255)  # a line between the two
 pairs = np.concatenate([truth, white, dream], 3)
 pairs = np.concatenate(list(pairs), 1)  # (T,B*H,W+4+W,3)
 fps = (recording.fps or 15) / frame_stride
-scale = max(1, 128 // truth.shape[3])
 pictures.save_png(os.path.join(folder, 'strip.png'), strip)
 pictures.save_gif(os.path.join(folder, 'rollout.gif'), pairs, fps, scale)
 pictures.save_mp4(os.path.join(folder, 'rollout.mp4'), pairs, fps, scale)

@@ -3,7 +3,6 @@ Folders of checkpoints, of this project and of other trainers. Every file is rea
 training.checkpoint, which believes no size, no pickle and no zip entry before its checksum.
 torch is imported with it, so only when there are checkpoints.
 """
-import json
 import math
 import os
 import pickle
@@ -11,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from diagnosis.formats import clean
+from training.lock import read_json
 
 STAGES = ('tokenizer', 'latent_actions', 'dynamics', 'policy')
 FOREIGN = re.compile(r'(.*?)_?step_(\d{1,15})')  # NAME_step_N
@@ -139,9 +139,4 @@ def told_by_checkpoints(folder, points, told):
 
 def status_of(folder):
     """status.json of a stage folder, {} where there is none that can be read."""
-    try:
-        with open(os.path.join(folder, 'status.json'), encoding='utf-8', errors='replace') as f:
-            status = json.loads(f.read(100_000))
-        return status if isinstance(status, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
+    return read_json(os.path.join(folder, 'status.json'))

@@ -137,6 +137,17 @@ def facing_of(push):
     return np.where(abs(right) > abs(down), across, along)
 
 
+def blade_of(x, y, facing):
+    """Where the sword of a hero who stands there is, x, y: one tile ahead of him."""
+    return x + TILE * DX[facing], y + TILE * DY[facing]
+
+
+def touches(x, y, facing, creature_x, creature_y):
+    """Would the sword of a hero who stands there touch a creature that stands there?"""
+    blade_x, blade_y = blade_of(x, y, facing)
+    return (abs(creature_x - blade_x) < TILE) & (abs(creature_y - blade_y) < TILE)
+
+
 class Game:
     """n games stepped in lockstep. With n=None (one game) frames and actions have no leading axis.
 
@@ -270,13 +281,11 @@ class Game:
 
     def reaches(self, x, y, facing):
         """Would a sword, drawn by a hero who stands there, touch the creature?"""
-        blade_x, blade_y = x + TILE * DX[facing], y + TILE * DY[facing]
-        creature_x, creature_y = self.creature.T
-        return (abs(creature_x - blade_x) < TILE) & (abs(creature_y - blade_y) < TILE)
+        return touches(x, y, facing, *self.creature.T)
 
     def blade(self):
-        """Where the sword is when it is drawn: x, y, one tile ahead of the hero."""
-        return self.x + TILE * DX[self.facing], self.y + TILE * DY[self.facing]
+        """Where the sword is when it is drawn: x, y."""
+        return blade_of(self.x, self.y, self.facing)
 
     def render(self):
         frames = self.screens[self.here()]  # (n,64,64,3), a fresh copy

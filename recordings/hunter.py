@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from recordings.game import (ACTIONS, DX, DY, FIRST_LEVEL, LAST, MAP, RIGHT, STEP, SWORD, TILE, UP,
-                             Game, facing_of)
+from recordings.game import (ACTIONS, DX, DY, FIRST_LEVEL, LAST, MAP, RIGHT, STEP, SWORD, UP, Game,
+                             facing_of, touches)
 
 PLACES = LAST // STEP + 1  # a side, in half tiles
 FAR = 99  # half-tile steps: no way leads there
@@ -94,17 +94,14 @@ class Hunter:
         free[:, 1:-1, 0] = free_on(row, col - 1)[:, :, -1]
         free[:, 1:-1, -1] = free_on(row, col + 1)[:, :, 0]
         place = np.arange(-1, P + 1) * STEP
-        y, x = place[:, None, None], place[:, None]
-        reached = np.zeros((4, n, P + 2, P + 2), bool)
-        for way in range(4):
-            creature_x, creature_y = game.creature[games].T
-            dx = abs(x + TILE * DX[UP + way] - creature_x) < TILE
-            dy = abs(y + TILE * DY[UP + way] - creature_y) < TILE
-            reached[way] = (dx & dy & hunts).transpose(2, 0, 1)
+        creature_x, creature_y = game.creature[games].T[:, :, None, None]
+        hunts = hunts[:, None, None]
+        reached = [hunts & touches(place, place[:, None], UP + way, creature_x, creature_y)
+                   for way in range(4)]
         far = np.full((n, P + 2, P + 2), float(FAR))
         beyond = np.ones((P + 2, P + 2), bool)
         beyond[1:-1, 1:-1] = False
-        far[~hunts[:, None, None] & beyond] = -1  # a step that leads there is the last
+        far[~hunts & beyond] = -1  # a step that leads there is the last
         while True:
             steps = []
             for way in range(4):

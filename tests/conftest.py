@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from launch import CONFIG, LONG, STAGES, recording, start, train
+from launch import CONFIG, LONG, STAGES, recording, start, train, until
 
 pytest_plugins = ['fault_matrix']
 
@@ -94,8 +94,7 @@ def trains(world, tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     p = start('tokenizer.py', world[0], f'--out_dir={tmp_path}', *LONG)
     signal.signal(signal.SIGHUP, before)
-    while not p.stdout.readline().startswith('iter 2/'):
-        assert p.poll() is None, p.stderr.read()
+    until(p, 'iter 2/')
     yield p
     p.kill()
     p.communicate()

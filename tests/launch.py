@@ -75,6 +75,14 @@ def start(script, *args, env=(), torchrun=0, **more):
     )
 
 
+def until(process, begins):
+    """Reads what a process prints up to the line that begins so."""
+    for line in process.stdout:
+        if line.startswith(begins):
+            return line
+    raise AssertionError(process.stderr.read())
+
+
 def pair(script, *args, env=({}, {}), wait_for=(0, 1)):
     """Two ranks without torchrun: three seconds quicker, and the exit codes are theirs. Returns
     [(code, stdout, stderr)] of those waited for; the others are killed then."""

@@ -376,4 +376,5 @@ def test_how_cost_grows_takes_a_config_that_speaks_to_bench(bench):
 def test_a_file_that_cannot_be_written_is_noticed_first(world, tmp_path, key):
     (tmp_path / 'file').write_text('')
     path = tmp_path / 'file' / 'numbers'
-    refused(run('bench.py', world[0], '--stage=tokenizer', f'--{key}={path}'), 7, 'cannot be written')
+    done = run('bench.py', world[0], '--stage=tokenizer', f'--{key}={path}')
+    refused(done, 7, 'cannot be written')

@@ -5,7 +5,7 @@ Runs a training script with a fault in it, injected from outside by wrapping wha
 
 KIND: kill, raise, sleep, nan (the loss), drift (a weight) in the forward pass of that update;
 kill_in_save (when the file is written and has no name yet), kill_before_prune. @ITER+ is from then
-on, @ITER:RANK on that rank alone. Only in the first try of a launcher that starts what failed again.
+on, @ITER:RANK on that rank alone. Only in the first try, where a launcher starts again what failed.
 """
 import contextlib
 import math

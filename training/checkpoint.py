@@ -111,15 +111,21 @@ def make_best_the_newest(folder, stage):
     calls it. -> False if there is no best.pt."""
     best = os.path.join(folder, 'best.pt')
     if ranks.rank() == 0 and os.path.exists(best):
-        iter = load(best, stage)['iter']
+        iter = number_best(folder, stage)['iter']
         for i, path in numbered(folder):
             if i > iter:
                 os.replace(path, path + '.diverged')
-        path = os.path.join(folder, file_name(iter))
-        if not os.path.exists(path):  # it was pruned under its own name
-            give_second_name(best, path)
     ranks.barrier()
     return os.path.exists(best)
+
+
+def number_best(folder, stage):
+    """The checkpoint best.pt, which has its numbered name, too, from here on: under that it may
+    have been pruned, or damaged."""
+    ckpt = load(os.path.join(folder, 'best.pt'), stage)
+    path = os.path.join(folder, file_name(ckpt['iter']))
+    give_second_name(ckpt['path'], path)
+    return {**ckpt, 'path': path}
 
 
 # with FSDP each rank holds a part of every tensor; a checkpoint holds the whole, the same file
@@ -400,12 +406,8 @@ def latest(folder, stage=None):
             except OSError as problem:  # a read-only folder, or an older .bad that is a directory
                 kept = f'left in place ({problem.strerror})'
             configurator.say(f'resume: skipped {reasons[-1]}; {kept}')
-    best = os.path.join(folder, 'best.pt')
-    if os.path.exists(best):  # all that is left of the run
-        ckpt = load(best, stage)
-        path = os.path.join(folder, file_name(ckpt['iter']))
-        give_second_name(best, path)
-        return {**ckpt, 'path': path}
+    if os.path.exists(os.path.join(folder, 'best.pt')):  # all that is left of the run
+        return number_best(folder, stage)
     if reasons:
         raise CheckpointError(folder, 'no checkpoint is usable: ' + '; '.join(reasons), start)
     raise CheckpointError(os.path.abspath(folder), 'there is no checkpoint to resume from', start)

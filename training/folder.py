@@ -28,7 +28,7 @@ class RunFolder:
     """
 
     def __init__(self, out_dir, stage, device):
-        self.stage, self.device = stage, device
+        self.device = device
         self.final = link = os.path.join(out_dir, stage)
         if os.path.islink(link):  # to another disk, perhaps: it stays where it is
             self.final = os.path.realpath(link)

@@ -20,10 +20,3 @@ def digest(out, stage='tokenizer', it=None):
 
 def status(out, stage='tokenizer'):
     return json.loads((out / stage / 'status.json').read_text())
-
-
-def until(process, begins):
-    for line in process.stdout:
-        if line.startswith(begins):
-            return line
-    raise AssertionError(process.stderr.read())

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from ended import digest, status, until
-from launch import log, pair, run, start, train
+from ended import digest, status
+from launch import log, pair, run, start, train, until
 
 from training import checkpoint
 

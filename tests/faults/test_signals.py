@@ -4,8 +4,8 @@ import signal
 import subprocess
 
 import pytest
-from ended import digest, status, until
-from launch import LONG, process
+from ended import digest, status
+from launch import LONG, process, until
 
 from training import checkpoint
 

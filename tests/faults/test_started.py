@@ -6,8 +6,8 @@ import shutil
 import signal
 
 import pytest
-from ended import digest, until
-from launch import LONG, log, refused, run, run_after, start, train
+from ended import digest
+from launch import LONG, log, refused, run, run_after, start, train, until
 
 row = pytest.mark.row
 pytestmark = pytest.mark.slow
