@@ -47,16 +47,17 @@ LIMITS = [
     ('max_iters *_interval eval_iters n_iters *_batch_size', '>= 1', lambda v: v >= 1),
     ('keep_checkpoints save_seconds ddp_timeout', '>= 1', lambda v: v >= 1),
     ('n_layer n_head n_embd patch_size frame_stride', '>= 1', lambda v: v >= 1),
+    ('seq_len', '>= 1', lambda v: v >= 1),
+    ('chunk best_of', 'in [1, 256]', lambda v: 1 <= v <= 256),
     ('maskgit_steps context_frames n_frames n_samples hold', '>= 1', lambda v: v >= 1),
     ('n_windows', '>= 2', lambda v: v >= 2),
     ('maskgit_steps n_frames n_samples hold', 'at most 10,000', lambda v: v <= 10_000),
-    ('seq_len', '>= 2', lambda v: v >= 2),
     ('levels action_levels', 'each level >= 2', lambda v: len(v) > 0 and min(v) >= 2),
     ('levels', 'a vocabulary, their product, of at most 2**24', lambda v: math.prod(v) <= 2**24),
     ('action_levels', 'at most 4096 actions, their product', lambda v: math.prod(v) <= 4096),
     ('learning_rate', 'in (0, 10]', lambda v: 0 < v <= 10),
     ('min_lr_frac corrupt', 'in [0, 1]', lambda v: 0 <= v <= 1),
-    ('seed warmup_iters weight_decay grad_clip', '>= 0', lambda v: v >= 0),
+    ('seed warmup_iters weight_decay grad_clip n_labels ct_weight', '>= 0', lambda v: v >= 0),
     ('*', 'a number of at most 2**31', lambda v: not isinstance(v, (int, float)) or v <= 2**31),
     ('temperature', '0 or >= 0.001', lambda v: v == 0 or v >= 1e-3),
     ('n_layer_encoder', '>= 0', lambda v: v >= 0),
@@ -72,8 +73,13 @@ LIMITS = [
     ('init_from', *one_of('scratch', 'resume', 'auto')),
     ('optimizer', *one_of('muon', 'adamw')),
     ('on_diverge', *one_of('stop', 'rollback')),
-    ('action_source', *one_of('latent', 'labels', 'none')),
-    ('stage', *one_of('all', 'tokenizer', 'latent_actions', 'dynamics', 'sample')),
+    ('action_source', *one_of('latent', 'labels', 'inverse', 'none')),
+    ('energy', *one_of('off', 'isolated', 'separated', 'alternating', 'adaptive', 'cached',
+                       'joint')),
+    ('n_bins', 'odd and >= 3', lambda v: v >= 3 and v % 2),
+    ('energy_temperature', '>= 0.001', lambda v: v >= 1e-3),
+    ('stage', *one_of('all', 'tokenizer', 'latent_actions', 'dynamics', 'policy', 'sample')),
+    ('part', *one_of('all', 'player')),
     ('prepare', '0, or 64, 128, 192 ...', lambda v: v >= 0 and v % 64 == 0),
 ]
 
@@ -291,8 +297,26 @@ def check(value, default, key, stem, where):
     return value
 
 
-def check_together(config, stem):
-    """Raises ConfigError for values that are right alone and do not go together."""
+def check_together(config, stem, stage):
+    """Raises ConfigError for values that are right alone and do not go together, or not in this
+    stage."""
+    if config.get('seq_len') == 1 and stage != 'policy':
+        raise ConfigError(f'{stem}.py: found seq_len=1, expected seq_len >= 2: a frame alone has '
+                          'none that follows')
+    source, n_labels = config.get('action_source'), config.get('n_labels')
+    if source == ('none' if stage == 'policy' else 'inverse'):
+        other = 'inverse' if stage == 'policy' else 'none'
+        raise ConfigError(f'{stem}.py: found action_source={source!r}, expected one of latent, '
+                          f'labels, {other}')
+    if source == 'latent' and n_labels:
+        raise ConfigError(f'{stem}.py: found n_labels={n_labels} with action_source=latent, which '
+                          'sees no label\nuse --n_labels=0, or --action_source=inverse')
+    if source == 'inverse' and not n_labels:
+        raise ConfigError(f'{stem}.py: found action_source=inverse without n_labels, expected how '
+                          'many labels it may see\nuse --n_labels=200, or --action_source=labels')
+    if config.get('fsdp') and config.get('energy') == 'cached':
+        raise ConfigError(f'{stem}.py: fsdp=True does not go with energy=cached, which keeps a whole'
+                          ' copy of the policy\nuse --energy=isolated, or --fsdp=False')
     n_embd, n_head = config.get('n_embd', 0), config.get('n_head', 1)
     if n_embd % (4 * n_head):
         near = max(1, n_embd // (4 * n_head)) * 4 * n_head
@@ -412,7 +436,7 @@ def resolve(stem, scripts, argv):
             checked = check(value, scripts[s].keys[key][0], key, s, where)
             if s == stem:
                 config[key] = checked
-    check_together(config, stem)
+    check_together(config, stem, scripts[stem].stage)
     return config
 
 

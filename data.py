@@ -187,8 +187,13 @@ def clips(frames, starts, seq_len, frame_stride, device):
     frames: (N,H,W,3) uint8, as to_device returns them. Bytes cross to the device, not floats: a
     quarter of the traffic.
     """
-    import torch
     index = np.asarray(starts)[:, None] + frame_stride * np.arange(seq_len)  # (B,T)
+    return frames_at(frames, index, device)
+
+
+def frames_at(frames, index, device):
+    """The frames of these numbers (B,T), as above."""
+    import torch
     x = rows(frames, index, device).permute(0, 1, 4, 2, 3)
     x = x.to(torch.float32, memory_format=torch.contiguous_format)
     return x.div_(127.5).sub_(1)

@@ -124,6 +124,7 @@ chance = math.log(tokenizer.vocab_size)  # nats: the loss of a guess
 about = dict(stage=stage, config=config, model_args=asdict(model.config),
              data_id=recording.data_id, parents=encoded.parents,
              action_names=encoded.action_names(action_source))
+apart = [model]  # what is trained apart is clipped apart
 
 
 @torch.no_grad()
@@ -151,6 +152,7 @@ Block.recompute = activation_checkpointing
 if fsdp:
     shard(model, device_type)
 optimizers = Optimizers(model, optimizer, learning_rate, weight_decay)
+parts = [list(m.parameters()) for m in apart]
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 guard = Guard(max_iters, chance)
 trained = raw_model, optimizers, scaler, guard  # what a checkpoint saves and a resumed run restores
@@ -161,7 +163,8 @@ if compile:
     ranks.compile_if_it_works(model, ctx, get_batch('train', 0, 0))
 if ddp and not fsdp:
     device_ids = [local_rank] if device_type == 'cuda' else None
-    model = DDP(model, device_ids=device_ids, forward_sync_buffers=False)
+    model = DDP(model, device_ids=device_ids, forward_sync_buffers=False,
+                find_unused_parameters=len(parts) > 1)
 
 # -----------------------------------------------------------------------------
 # evaluation, learning rate, order of the batches
@@ -230,9 +233,8 @@ while it < max_iters and run.state == 'running':
         sums = sums + torch.stack([loss, *metrics.values()]).detach().float()
         batch = next(batches)  # is read and sent off while the GPU still computes
     scaler.unscale_(optimizers)
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
-    if fsdp:
-        grad_norm = grad_norm.full_tensor()
+    norms = [torch.nn.utils.clip_grad_norm_(part, grad_clip or math.inf) for part in parts]
+    grad_norm = ranks.norm_of_all(norms, device)
 
     # all that the ranks decide by, in one small all-reduce; the only time that the host waits for
     # the GPU (float16 asks again). The loss is the undivided mean over ranks and micro-batches

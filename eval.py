@@ -2,6 +2,7 @@
 How good is the world? Numbers on held-out windows, each with its baseline and a 95% interval.
 
     python eval.py config/tiny.py
+    python eval.py config/hunt.py --part=player   # the player of policy.py alone; needs no world
 
 Reads the best.pt of the three stages and prints the card; then writes out_dir/eval.json, the card
 out_dir/eval.md, and in out_dir/samples psnr.png (PSNR over the frames ahead), atlas.png and
@@ -17,7 +18,7 @@ it needs a feature network that cannot be had offline.
 import json
 import math
 import os
-import re
+import sys
 import time
 
 import numpy as np
@@ -28,7 +29,11 @@ import configurator
 import data
 import files
 import pictures
+import scores
 from recordings import game
+from recordings.reading import find_hero
+from scores import table
+from training.folder import holds_checkpoint
 from world import load_world, synchronize, taken_actions
 
 # -----------------------------------------------------------------------------
@@ -41,6 +46,8 @@ n_frames = 16  # frames imagined in each
 hold = 4  # frames for which an action is held, to see whether the hero obeys
 maskgit_steps = 8
 temperature = 0.5  # 0 = the most likely token
+part = 'all'  # or 'player': out_dir/player.md, player.json
+best_of = 16  # chunks of which the player also takes the best by his energy model
 seed = 0
 device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
@@ -50,10 +57,29 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 batch = 16  # windows at a time
 atlas_starts, atlas_frames = 4, 8
 
+
+
+def keep(name, report, card):
+    """Writes out_dir/<name>.json and .md."""
+    for end, text in (('json', json.dumps(report, indent=1)), ('md', '\n'.join(card))):
+        with files.replacing(os.path.join(out_dir, f'{name}.{end}')) as tmp, open(tmp, 'w') as out:
+            out.write(text)
+
+
+if part == 'player':
+    recording = data.load(dataset, None, True, out_dir)
+    lines, report = scores.measure(out_dir, recording, None, [], seed, device, ctx, dtype, best_of,
+                                   maskgit_steps, temperature)
+    card = [f'# the player of {out_dir} on {dataset}', *lines, '']
+    print('\n'.join(card), flush=True)
+    keep('player', report, card)
+    sys.exit()
+
 # -----------------------------------------------------------------------------
 # the world and the held-out windows
 
-tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
+world = load_world(out_dir, dataset, device)
+tokenizer, action_model, dynamics, about, recording = world
 frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
 n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
 names = about.get('action_names') or [''] * n_actions  # '' for an action without a name
@@ -317,21 +343,6 @@ if action_source == 'latent' and recording.has_labels and frame_stride == 1:
 # the built-in game knows where its hero is: does he go where the action says?
 
 
-def find_hero(frames):
-    """(n,H,W,3) uint8 -> the hero's places (n,2), x and y in half tiles, -1 if there is none. He is
-    where his picture, in any facing, fits best, if it fits to 24 grey levels a pixel."""
-    tile = (game.TILE, game.TILE)
-    patches = np.lib.stride_tricks.sliding_window_view(frames, tile, (1, 2))
-    patches = patches[:, ::game.STEP, ::game.STEP].transpose(0, 1, 2, 4, 5, 3)  # (n,y,x,8,8,3)
-    best = np.full(patches.shape[:3], np.inf)
-    for rgb, ink in game.HERO_ART.values():
-        misfit = np.abs(patches[:, :, :, ink].astype(np.int16) - rgb[ink]).mean((3, 4))
-        best = np.minimum(best, misfit)
-    y, x = np.divmod(best.reshape(len(frames), -1).argmin(1), best.shape[2])
-    is_there = best.min((1, 2)) < 24
-    return np.where(is_there[:, None], np.stack([x, y], 1), -1)
-
-
 def real_places(state, layout, action):
     """Where the hero is when the game itself goes on from `state` (of n games) under one action:
     places (n,hold,2) in half tiles, and whether (n,) he never leaves his screen."""
@@ -351,20 +362,20 @@ def dreamed_places(code):
     places = []
     for i in range(0, len(starts), batch):
         frames = imagine_held(starts[i:i + batch], code, hold)[:, 1:]
-        places.append(find_hero(frames.reshape(-1, *frames.shape[2:])).reshape(-1, hold, 2))
+        places.append(find_hero(frames.reshape(-1, *frames.shape[2:]))[0].reshape(-1, hold, 2))
     return np.concatenate(places)
 
 
-is_game = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)( player=hunter stick=False)?',
-                       recording.source or '')
-if is_game and any(names):
+layout = game.layout_of(recording.source)
+with_keys = recording.actions is not None and recording.actions.ndim == 1
+if layout is not None and with_keys and any(names):
     last = starts + (context - 1) * frame_stride  # the last true frame
     state = {key: values[last] for key, values in recording.truth.items()}
-    layout = state.get('layout', int(is_game[1]))  # a hunter's episodes have each their own
+    layouts = state.get('layout', layout)  # a hunter's episodes have each their own
     free, blocked, by_action = [], [], {}
     for action in (game.UP, game.DOWN, game.LEFT, game.RIGHT):
         name = game.ACTIONS[action]
-        places, stays = real_places(state, layout, action)
+        places, stays = real_places(state, layouts, action)
         before = np.concatenate([state['hero'][:, None] // game.STEP, places[:, :-1]], 1)
         goes = (places != before).any(2)
         is_free, is_blocked = goes.all(1) & stays, ~goes.any(1)
@@ -381,6 +392,16 @@ if is_game and any(names):
         if len(scores):
             measure(key, np.mean, scores)
     report['obey_by_action'] = by_action
+
+# -----------------------------------------------------------------------------
+# the player, where there is one
+
+player_lines = []
+if holds_checkpoint(os.path.join(out_dir, 'policy')):
+    picks = data.windows(recording, 'val', context, frame_stride)
+    picks = picks[np.linspace(0, len(picks) - 1, 64).astype(int)]
+    player_lines, report['player'] = scores.measure(out_dir, recording, world, picks, seed, device,
+                                                    ctx, dtype, best_of, maskgit_steps, temperature)
 
 # -----------------------------------------------------------------------------
 # the card
@@ -404,13 +425,6 @@ def number(key, digits=2):
 def cell(key, digits=2):
     figure, low, high = measured[key]
     return f'{figure:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
-
-
-def table(header, *rows):
-    """The lines of a Markdown table, after an empty one."""
-    lines = ['| ' + ' | '.join(map(str, cells)) + ' |' for cells in (header, *rows)]
-    lines = [line.replace('|  |', '| |') for line in lines]
-    return ['', lines[0], '|---' * len(header) + '|', *lines[1:]]
 
 
 card = [f'# {out_dir} on {dataset}', '',
@@ -454,12 +468,11 @@ if 'align' in report:
                    'one to one', 'transitions'], *rows)
     rows = [[title, *counts] for title, counts in zip(titles, moved_counts)]
     card += table(['action, its name', *label_names], *rows)
+card += player_lines
 card += ['', f'Pictures: {folder}/atlas.png, atlas.gif, psnr.png. '
          'FVD is left out: its feature network cannot be had offline.', '']
 print('\n'.join(card), flush=True)  # before anything is written, which a disk can refuse
-for name, text in (('eval.json', json.dumps(report, indent=1)), ('eval.md', '\n'.join(card))):
-    with files.replacing(os.path.join(out_dir, name)) as tmp, open(tmp, 'w') as out:
-        out.write(text)
+keep('eval', report, card)
 
 # -----------------------------------------------------------------------------
 # pictures: PSNR over the frames ahead; the same start under every action

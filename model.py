@@ -1,6 +1,6 @@
 """
 Every network of nanoworlds, in reading order: patches, attention, FSQ, Tokenizer,
-LatentActionModel, Dynamics; then what training them takes: optimizers, FSDP, FLOPs.
+LatentActionModel, Dynamics, Policy; then what training them takes: optimizers, FSDP, FLOPs.
 
 B clips of T frames (C,H,W in [-1,1]); N tokens (patches) per frame; D = n_embd; V = vocab_size;
 d = len(levels); nh heads of size hs. All models are trained through one contract:
@@ -11,11 +11,13 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 import torch.nn as nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint as compute_twice
@@ -675,6 +677,440 @@ class Dynamics(nn.Module):
 
 
 # -----------------------------------------------------------------------------
+# stage 4
+
+
+@dataclass
+class PolicyConfig:
+    height: int = 64
+    width: int = 64
+    seq_len: int = 1  # frames he sees, the last of them now
+    patch_size: int = 8
+    chunk: int = 4  # K, steps that he plans
+    n_tokens: int = 1  # J, of a step
+    vocab_size: int = 6  # V, values of a token
+    n_numbers: int = 6  # A, of a step's vector
+    n_layer: int = 3
+    n_head: int = 4
+    n_embd: int = 128
+    ct_weight: float = 1.0  # of the vectors' loss
+    energy: str = 'isolated'  # how the energy model is trained beside the policy, one of ENERGY
+    energy_temperature: float = 0.5
+
+
+ENERGY = ('off', 'isolated', 'separated', 'alternating', 'adaptive', 'cached', 'joint')
+
+
+class ActionHead(nn.Module):
+    """The J queries of a step, side by side (...,J*D) -> its vector (...,A). No tanh: it is cut to
+    [-1,1] when acting."""
+
+    def __init__(self, config):
+        super().__init__()
+        c, D = config, config.n_embd
+        self.proj = nn.Linear(c.n_tokens * D, D)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
+                                    for _ in range(2))
+        self.out = nn.Linear(D, c.n_numbers)
+
+    def forward(self, x):
+        x = self.proj(x)
+        for block in self.blocks:
+            x = x + block(norm(x))
+        return self.out(norm(x))
+
+
+class Seen(NamedTuple):
+    """What an Actor makes of a picture."""
+    context: torch.Tensor  # (B,S,D), its patches
+    logits: torch.Tensor  # (B,K,J,V), of the tokens
+    vectors: torch.Tensor  # (B,K,A), of the head
+    layers: torch.Tensor  # (B,n_layer-1,K,A), the head on the queries after every earlier block
+
+
+class Actor(nn.Module):
+    """
+    The last T frames are stacked in the channels and cut into S patches; K*J learned queries follow
+    as further rows of the same picture. No action is an input: the chunk of K steps comes out in
+    one pass, and nothing can be copied from what was done before. It sees frames, not the tokens of
+    stage 1, so it is not blind to what a tokenizer loses.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.grid_width = c.width // c.patch_size
+        self.n_patches = c.height // c.patch_size * self.grid_width
+        n_rows = -(-c.chunk * c.n_tokens // self.grid_width)  # the last one is filled up
+        self.embed = nn.Linear(3 * c.seq_len * c.patch_size ** 2, c.n_embd)
+        self.pos = nn.Parameter(0.02 * torch.randn(self.n_patches, c.n_embd))
+        self.queries = nn.Parameter(torch.randn(n_rows * self.grid_width, c.n_embd))
+        self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False, self.grid_width)
+                                    for _ in range(c.n_layer))
+        self.to_tokens = nn.Linear(c.n_embd, c.vocab_size)
+        self.head = ActionHead(c)
+        init_weights(self)
+        # blocks that begin as the identity, under heads that are zero, learn nothing for 400 updates
+        with torch.no_grad():
+            self.to_tokens.weight.mul_(0.3)  # it begins next to a guess
+            self.head.out.weight.mul_(0.3)
+            for block in self.blocks:
+                for last in (block.space.proj, block.mlp[-1]):
+                    last.weight.normal_(std=0.5 * last.in_features ** -0.5)
+
+    def forward(self, clip):
+        """clip (B,T,C,H,W) -> Seen."""
+        c = self.config
+        x = self.embed(patchify(clip.flatten(1, 2)[:, None], c.patch_size)) + self.pos  # (B,1,S,D)
+        x = torch.cat([x, self.queries.expand(len(x), 1, -1, -1)], 2)
+        steps = []
+        for block in self.blocks:
+            x = block(x)
+            queries = x[:, 0, self.n_patches:self.n_patches + c.chunk * c.n_tokens]
+            steps.append(norm(queries).unflatten(1, (c.chunk, c.n_tokens)))  # (B,K,J,D)
+        vectors = self.head(torch.stack(steps, 1).flatten(3)).float()  # (B,n_layer,K,A)
+        return Seen(norm(x[:, 0, :self.n_patches]), self.to_tokens(steps[-1]).float(),
+                    vectors[:, -1], vectors[:, :-1])
+
+
+class EnergyModel(nn.Module):
+    """How badly chunks fit to a picture, in float32: a chunk asks the patches by cross-attention,
+    and an MLP judges question and answer. The energy may be any number. (Held between 0.1 and 2.1
+    it could not bring the loss among 64 below 0.77.)"""
+
+    def __init__(self, config):
+        super().__init__()
+        c, D = config, config.n_embd
+        self.n_head = c.n_head
+        self.ask = nn.Sequential(nn.Linear(c.chunk * c.n_numbers, 2 * D), nn.GELU(),
+                                 nn.Linear(2 * D, D))
+        self.look = nn.Linear(D, 2 * D)
+        self.judge = nn.Sequential(nn.Linear(2 * D, 2 * D), nn.GELU(), nn.Linear(2 * D, 1))
+        init_weights(self)
+
+    def forward(self, context, chunks):
+        """context (B,S,D), M chunks (B,M,K,A) -> energies (B,M), low = fits."""
+        with torch.autocast(context.device.type, enabled=False):
+            question = self.ask(chunks.float().flatten(2))  # (B,M,D)
+            q = question.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+            k, v = self.look(context.float()).unflatten(-1, (2, self.n_head, -1)).unbind(2)
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B,nh,S,hs)
+            answer = F.scaled_dot_product_attention(norm(q), norm(k), v)
+            answer = answer.transpose(1, 2).flatten(2)
+            return self.judge(torch.cat([question, answer], -1)).squeeze(-1)
+
+
+class Policy(nn.Module):
+    """
+    What somebody who plays would do next, learned from watching him: a chunk of K steps, as tokens
+    under cross-entropy and as vectors in [-1,1] under L1 (Zhao et al. 2023, arXiv:2304.13705, for
+    chunks). Beside it an EnergyModel learns to tell the chunk that was played from wrong ones, with
+    the cross-entropy of -E / temperature over all (InfoNCE, van den Oord et al. 2018,
+    arXiv:1807.03748; energies of actions, Florence et al. 2021, arXiv:2109.00137).
+
+    How far the two touch is `energy`. off: no energy model. isolated: it gets what the actor makes
+    of the picture, without gradient. separated: from a second pass of its own. alternating: five
+    updates for one, then five for the other. adaptive: who is restless leaves updates out. cached:
+    from a copy of the actor that is renewed every 50 updates. joint: nothing is held apart. A part
+    that makes no update has no gradient at all: under momentum, zeros would move its weights.
+    """
+
+    z_weight = 1e-5  # keeps the logits near zero
+    n_drawn, n_others, n_noisy, noise = 4, 4, 3, 0.3  # wrong answers, of three kinds
+    n_first = 16  # at most so many with another first action; of those with several tokens 4
+    too_near = 0.05  # of the truth, on average over its numbers: not wrong
+    turn, renewal = 5, 50  # updates, of alternating and of cached
+    memory, restless = 10, 0.3  # of adaptive: updates that it looks back, and their std / mean
+    n_probe = 8  # clips, by which the drift of the layer actions is measured
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.actor = Actor(c)
+        # the vector of a token, of a step's J tokens side by side; what the best constants know
+        self.register_buffer('table', torch.zeros(c.vocab_size, c.n_numbers // c.n_tokens))
+        self.register_buffer('median', torch.zeros(c.n_numbers))
+        self.register_buffer('entropy', torch.zeros(()))  # nats, of the tokens
+        self.energy_model = None
+        if c.energy == 'off':
+            return
+        probe = torch.zeros(self.n_probe, c.seq_len, 3, c.height, c.width)
+        self.register_buffer('probe', probe, persistent=False)
+        self.register_buffer('probed', torch.zeros(self.n_probe, c.n_layer - 1, c.chunk,
+                                                   c.n_numbers))
+        self.register_buffer('drift', torch.zeros(()))
+        if c.energy == 'adaptive':  # losses of head and energy model, of the updates before and now
+            self.register_buffer('history', torch.full((self.memory + 1, 2), -1.0))  # -1: not yet
+            self.register_buffer('newest', torch.tensor(-1))
+        if c.energy == 'cached':
+            for name, p in self.actor.named_parameters():
+                self.register_buffer(self.copy_name(name), p.detach().clone())
+        self.energy_model = EnergyModel(c)  # last, so that the actor's first weights are as without
+
+    @property
+    def apart(self):
+        """The modules that are trained apart."""
+        if self.config.energy in ('off', 'joint'):
+            return [self]
+        return [self.actor, self.energy_model]
+
+    # what a token is
+
+    def vectors_of(self, tokens):
+        """tokens (...,J) -> vectors (...,A)."""
+        return self.table[tokens].flatten(-2)
+
+    def nearest(self, vectors):
+        """vectors (...,A) -> the tokens (...,J) that they are nearest to."""
+        steps = vectors.unflatten(-1, (self.config.n_tokens, -1))
+        return (steps[..., None, :] - self.table).square().sum(-1).argmin(-1)
+
+    def draw(self, logits, n, temperature, generator=None):
+        """logits (B,K,J,V) -> n chunks of tokens (B,n,K,J), each token by its probability."""
+        below = (logits / temperature).softmax(-1).cumsum(-1)[:, None].expand(-1, n, -1, -1, -1)
+        u = torch.rand(below[..., :1].shape, device=logits.device, generator=generator)
+        tokens = torch.searchsorted(below.contiguous(), u * below[..., -1:], right=True)[..., 0]
+        return tokens.clamp(max=self.config.vocab_size - 1)
+
+    # the losses
+
+    def forward(self, clip, tokens, vectors, exists, it=0):
+        """clip (B,T,C,H,W), what was done: tokens (B,K,J), vectors (B,K,A) and whether the step
+        (B,K) exists, number of the update -> loss (cross-entropy of the tokens, nats; its gradient
+        is that of all losses together), metrics."""
+        acts, judges = self.turns(it)
+        with torch.set_grad_enabled(acts and torch.is_grad_enabled()):
+            seen = self.actor(clip)
+            loss, total, metrics = self.imitation(seen, tokens, vectors, exists)
+        if self.energy_model is None:
+            return total + (loss - total).detach(), metrics
+        # random numbers of its own, so that the actor learns the same without it
+        generator = torch.Generator(clip.device).manual_seed(torch.initial_seed())
+        given = self.given(seen, clip, it)
+        with torch.set_grad_enabled(judges and torch.is_grad_enabled()):
+            wrong = self.wrong_answers(given, tokens, vectors, generator)
+            energy_loss, figures = self.judgement(given.context, vectors, wrong, exists)
+        metrics.update(figures)
+        if self.training:
+            metrics['grad_policy_from_energy'] = self.leak(energy_loss)
+            metrics['neg_drift'] = self.measure_drift(it)
+            if self.config.energy == 'adaptive':
+                self.remember(it, torch.stack([metrics['loss_ct'], energy_loss]).detach())
+        trained = total + energy_loss
+        return trained + (loss - trained).detach(), metrics
+
+    def imitation(self, seen, tokens, vectors, exists):
+        """-> loss of the tokens, what the actor is trained by, metrics; means over the steps that
+        exist."""
+        exists = exists.float()
+
+        def mean(x):
+            """Of something (B,K)."""
+            return (x * exists).sum() / exists.sum()
+
+        log_sum = seen.logits.logsumexp(-1)  # (B,K,J)
+        right = seen.logits.gather(-1, tokens[..., None]).squeeze(-1)
+        loss, z_loss = mean((log_sum - right).mean(-1)), mean(log_sum.square().mean(-1))
+        loss_ct = mean((seen.vectors - vectors).abs().mean(-1))
+        total = loss + self.config.ct_weight * loss_ct + self.z_weight * z_loss
+        hit = (seen.logits.argmax(-1) == tokens).float().mean(-1)
+        metrics = dict(total=total, loss_ct=loss_ct,
+                       loss_ct_median=mean((self.median - vectors).abs().mean(-1)), z_loss=z_loss,
+                       share_ct=self.config.ct_weight * loss_ct / total, accuracy=mean(hit),
+                       accuracy_first=(hit[:, 0] * exists[:, 0]).sum() / exists[:, 0].sum())
+        return loss, total, {name: x.detach() for name, x in metrics.items()}
+
+    def wrong_answers(self, given, tokens, vectors, generator):
+        """Chunks (B,M,K,A) that were not played: what the head says after earlier layers; some that
+        the policy would draw, which it will have to judge; those of other clips; the true one with
+        noise; the true one with another first action."""
+        c, B, device = self.config, len(tokens), tokens.device
+        drawn = self.vectors_of(self.draw(given.logits.detach(), self.n_drawn, 1, generator))
+        others = torch.stack([vectors.roll(i + 1, 0) for i in range(self.n_others)], 1)
+        noise = torch.randn(B, self.n_noisy, *vectors.shape[1:], device=device, generator=generator)
+        if c.n_tokens == 1:
+            offsets = torch.arange(1, c.vocab_size, device=device)
+            if len(offsets) > self.n_first:
+                order = torch.rand(len(offsets), device=device, generator=generator).argsort()
+                offsets = offsets[order[:self.n_first]]
+            first = self.table[(tokens[:, 0] + offsets) % c.vocab_size]  # (B,m,A)
+        else:
+            first = torch.rand(B, 4, c.n_numbers, device=device, generator=generator) * 2 - 1
+        rest = vectors[:, None, 1:].expand(-1, first.size(1), -1, -1)
+        return torch.cat([given.layers, drawn, others, vectors[:, None] + self.noise * noise,
+                          torch.cat([first[:, :, None], rest], 2)], 1)
+
+    def judgement(self, context, vectors, wrong, exists):
+        """-> energy_loss and its metrics. Steps that do not exist are zero for all."""
+        exists = exists.float()[:, None, :, None]
+        chunks = torch.cat([vectors[:, None], wrong], 1) * exists  # (B,1+M,K,A)
+        distance = (chunks - chunks[:, :1]).abs().sum((2, 3))
+        distance = distance / (exists.sum((2, 3)) * self.config.n_numbers)
+        counts = (distance > self.too_near).float()  # (B,1+M), 0 for the true one
+        energy = self.energy_model(context, chunks)
+        own, others = energy[:, :1], energy[:, 1:]
+        counts = counts[:, 1:]
+        logits = -energy / self.config.energy_temperature
+        left_out = F.pad(counts == 0, (1, 0))
+        loss = -logits.masked_fill(left_out, -math.inf).log_softmax(1)[:, 0].mean()
+        n = counts.sum().clamp(min=1)
+        lowest = others.masked_fill(counts == 0, math.inf).amin(1)
+        metrics = dict(energy_loss=loss, n_negatives=counts.sum(1).mean(), e_pos=own.mean(),
+                       e_neg=(others * counts).sum() / n,
+                       rank_acc=(own[:, 0] < lowest).float().mean(),
+                       pair_acc=((own < others) * counts).sum() / n)
+        return loss, {name: x.detach() for name, x in metrics.items()}
+
+    # how far the two touch
+
+    def turns(self, it):
+        """Do policy and energy model make update `it`?"""
+        energy = self.config.energy
+        if energy == 'alternating' and self.training:
+            own_turn = (it - 1) // self.turn % 2 == 0
+            return own_turn, not own_turn
+        if energy == 'adaptive' and self.training:
+            policy_share, energy_share = self.shares(it)
+            return tuple(math.floor(it * share) > math.floor((it - 1) * share)
+                         for share in (policy_share, energy_share))
+        return True, energy != 'off'
+
+    def shares(self, it):
+        """Of adaptive: the shares of their updates that policy and energy model make. At first, and
+        where its loss is restless, the energy model makes few."""
+        before = self.history[:-1] if it == int(self.newest) else self.history[1:]
+        if (before < 0).any():
+            return 1, 0.1
+        policy_rests, energy_rests = before.std(0) > self.restless * before.mean(0).abs()
+        if policy_rests:
+            return 0.5, 1
+        return 1, 0.3 if energy_rests else 1
+
+    def remember(self, it, losses):
+        """The losses of update `it` (2,), a mean over its micro-batches and all ranks."""
+        if dist.is_initialized():
+            dist.all_reduce(losses)
+            losses = losses / dist.get_world_size()
+        if it != int(self.newest):
+            self.history.copy_(self.history.roll(-1, 0))
+            self.history[-1] = 0
+            self.newest.fill_(it)
+            self.n_remembered = 0
+        self.n_remembered += 1
+        self.history[-1] += (losses - self.history[-1]) / self.n_remembered
+
+    def given(self, seen, clip, it):
+        """What the energy model gets to see, Seen."""
+        energy = self.config.energy
+        if energy == 'joint':
+            return seen
+        if energy == 'separated' and self.training:
+            with torch.no_grad():
+                return self.actor(clip)
+        if energy == 'cached' and self.training:
+            names = [name for name, _ in self.actor.named_parameters()]
+            copies = {name: self.get_buffer(self.copy_name(name)) for name in names}
+            with torch.no_grad():
+                if it % self.renewal == 1:
+                    for name, p in self.actor.named_parameters():
+                        copies[name].copy_(p)
+                return functional_call(self.actor, copies, clip)
+        return Seen(*(x.detach() for x in seen))
+
+    @staticmethod
+    def copy_name(name):
+        return 'copy_' + name.replace('.', '_')
+
+    def leak(self, energy_loss):
+        """The norm of the gradient of energy_loss on the actor's parameters: 0 where they are
+        apart."""
+        if not energy_loss.requires_grad:
+            return torch.zeros_like(energy_loss)
+        parameters = list(self.actor.parameters())
+        found = torch.autograd.grad(energy_loss, parameters, retain_graph=True, allow_unused=True)
+        squares = [g.square().sum() for g in found if g is not None]
+        return torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(energy_loss)
+
+    @torch.no_grad()
+    def measure_drift(self, it):
+        """How much the layer actions of a fixed probe have moved within `renewal` updates, a mean
+        over their numbers; of the last time that they were looked at."""
+        if it % self.renewal == 1 and it != getattr(self, 'probed_at', None):
+            now = self.actor(self.probe).layers
+            if self.probed.any():
+                self.drift.copy_((now - self.probed).abs().mean())
+            self.probed.copy_(now)
+            self.probed_at = it
+        return self.drift.clone()
+
+    # acting
+
+    @torch.no_grad()
+    def choose(self, clip, n=1, temperature=1.0, generator=None):
+        """
+        What to do: clip (B,T,C,H,W) -> tokens (B,K,J), vectors (B,K,A), and the probability (B,) of
+        the first step's tokens.
+
+        n = 1 draws the tokens; temperature divides the logits, 0 takes the most likely. n > 1 draws
+        so many chunks and takes the one of lowest energy; where a step has several tokens the
+        head's chunk is among them. Act the first step, then look again.
+        """
+        seen = self.actor(clip)
+        if temperature:
+            tokens = self.draw(seen.logits, n, temperature, generator)  # (B,n,K,J)
+        else:
+            tokens = seen.logits.argmax(-1)[:, None]
+        vectors = self.vectors_of(tokens)
+        if n > 1:
+            if self.config.n_tokens > 1:
+                of_head = seen.vectors.clamp(-1, 1)[:, None]
+                vectors = torch.cat([vectors, of_head], 1)
+                tokens = torch.cat([tokens, self.nearest(of_head)], 1)
+            best = self.energy_model(seen.context, vectors).argmin(1)
+        else:
+            best = torch.zeros(len(clip), dtype=torch.int64, device=clip.device)
+        rows = torch.arange(len(clip), device=clip.device)
+        tokens, vectors = tokens[rows, best], vectors[rows, best]
+        p = seen.logits[:, 0].softmax(-1).gather(-1, tokens[:, 0, :, None])
+        return tokens, vectors, p.squeeze(-1).prod(-1)
+
+    @torch.no_grad()
+    def choose_by_head(self, clip):
+        """What the head says: tokens (B,K,J), the nearest to its vectors (B,K,A), cut to [-1,1]."""
+        vectors = self.actor(clip).vectors.clamp(-1, 1)
+        return self.nearest(vectors), vectors
+
+    def warnings(self, val):
+        """What is wrong with a held-out evaluation, in sentences."""
+        if val['val_loss_ct'] > 0.9 * val['val_loss_ct_median']:
+            yield ('the head is no better than always saying the median: '
+                   f'{val["val_loss_ct"]:.3f} beside {val["val_loss_ct_median"]:.3f}')
+        entropy = self.entropy.item()
+        if entropy < val['val_loss'] < math.log(self.config.vocab_size):
+            yield ('how often each action occurs says as much as the policy: their entropy is '
+                   f'{entropy:.3f}. Early in training that is normal')
+
+
+class InverseModel(nn.Module):
+    """Two frames (B,2,C,H,W) -> the action between them: n_outputs logits, or numbers. Learned from
+    a few labelled transitions, it is the honest rival of stage 2."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        widths = 9, 32, 64, 64
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 5, 2, 2) for a, b in zip(widths, widths[1:]))
+        self.out = nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, n_outputs))
+
+    def forward(self, pair):
+        before, after = pair.unbind(1)
+        s = max(1, round(min(after.shape[-2:]) / 64))
+        x = F.avg_pool2d(torch.cat([before, after, after - before], 1), s)
+        for conv in self.convs:
+            x = F.gelu(conv(x))
+        return self.out(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
+
+
+# -----------------------------------------------------------------------------
 # optimizers, FSDP
 
 
@@ -751,7 +1187,7 @@ def shard(model, device_type):
     for m in (*(m for m in model.modules() if isinstance(m, Block)), model):
         fully_shard(m, mesh=mesh)
     # what pictures call; never what `forward` itself calls, or its hooks would nest
-    for method in ('encode', 'decode', 'predict', 'generate'):
+    for method in ('encode', 'decode', 'predict', 'generate', 'choose', 'choose_by_head'):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 

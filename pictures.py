@@ -42,6 +42,22 @@ def grid(rows, pad=2, labels=None):
     return np.array(canvas)
 
 
+def captioned(frame, lines, paths=(), width=192):
+    """frame (H,W,3) enlarged to `width` or more, lines of text below it -> (H',W',3). paths: up to
+    three of steps (K,2), right and down in [-1,1], drawn from its middle in white, red, yellow."""
+    image = enlarge(frame, -(-width // frame.shape[1]))
+    h, w = image.shape[:2]
+    canvas = Image.new('RGB', (w + 4, h + 6 + 13 * len(lines)), (255, 255, 255))
+    canvas.paste(Image.fromarray(image), (2, 2))
+    draw = ImageDraw.Draw(canvas)
+    for path, ink in zip(paths, ('white', 'red', 'yellow')):
+        points = np.cumsum(np.concatenate([[[w / 2, h / 2]], np.asarray(path) * w / 16]), 0)
+        draw.line([tuple(point) for point in points.tolist()], fill=ink, width=3)
+    for i, text in enumerate(lines):
+        draw.text((4, h + 4 + 13 * i), text, fill=(0, 0, 0))
+    return np.array(canvas)
+
+
 def save_png(path, image):
     """image (H,W,3)."""
     with replacing(path) as tmp:

@@ -2,6 +2,7 @@
 Play the world: in a browser, with the keyboard or the buttons on the page, play.html.
 
     python play.py config/tiny.py                    # then open http://127.0.0.1:8000; Ctrl-C ends
+    python play.py config/hunt.py --watch=True       # somebody plays; any key takes over, P gives back
     python play.py config/tiny.py --port=0           # any free port
     python play.py config/tiny.py --maskgit_steps=4  # twice as fast, nearly as good: RECORDS.md
     ssh -L 8000:127.0.0.1:8000 MACHINE               # plays here what play.py serves on MACHINE
@@ -17,6 +18,9 @@ sends, and anybody who may can send too, is answered with a PNG:
     POST /start {"start": 3}                the frame that start 3 begins with
     POST /step  {"action": 1, "frame": 17}  the frame after frame 17, counted from the start, when
                                             action 1 is taken
+    POST /watch {"frame": 17}               the same when the player takes the action that he likes;
+                                            its number and probability are in the headers Action and
+                                            Probability. Only with --watch=True
 
 The dream is a function of seed, start and actions. Exit codes: 0 ended by Ctrl-C or SIGTERM, at
 once, for there is nothing to save; 2 config, also host and port; 3 data; 4 checkpoint. Errors that
@@ -49,7 +53,8 @@ from PIL import Image
 import configurator
 import data
 import pictures
-from world import load_world, taken_actions
+from player import Player
+from world import Dream, load_world
 
 # -----------------------------------------------------------------------------
 # config
@@ -62,6 +67,8 @@ token = ''  # a password, part of the address of the page
 allow_hosts = ''  # other names by which browsers reach this page, comma between; they need a token
 maskgit_steps = 8
 temperature = 0.5  # 0 = the most likely token
+watch = False  # somebody plays whom you can watch, the player of policy.py
+best_of = 1  # of so many chunks that he thinks of, the best by his energy model
 seed = 0
 device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
 dtype = 'float32'  # 'float32', 'bfloat16', 'float16'
@@ -91,47 +98,55 @@ for number in (signal.SIGINT, signal.SIGTERM):
 # -----------------------------------------------------------------------------
 # the world, and where to start in it
 
-tokenizer, action_model, dynamics, about, recording = load_world(out_dir, dataset, device)
+world = load_world(out_dir, dataset, device)
+tokenizer, _, dynamics, about, recording = world
 n_actions = dynamics.config.n_actions
-memory = dynamics.config.seq_len - 1  # frames that the world looks back
-frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
+dream = Dream(world, maskgit_steps, temperature, device)
+memory, frame_stride = dream.memory, about['config']['frame_stride']
 starts = data.windows(recording, 'val', memory, frame_stride,
                       f'the {memory} that the world looks back', 'use another recording')
+player = None
+if watch:
+    player = Player(out_dir, device, best_of=best_of)
+    player.enter(about)
 
 # -----------------------------------------------------------------------------
 # one frame
 
 
-class Dream:
-    """The game in progress. What begins or steps it returns a picture, a PNG."""
+class Game:
+    """The dream in progress. What begins or steps it returns a picture, a PNG, and what to say of it
+    in headers."""
 
     def begin(self, start):
         """Goes to the first frames of a held-out window, with the actions taken between them."""
-        picks = data.draw(starts, 1, seed, start)
-        clip = data.clips(recording.frames, picks, memory, frame_stride, device)
-        self.tokens = tokenizer.encode(clip)  # (1,memory,N)
-        # (1,memory-1), as the dynamics was trained to hear them
-        self.actions = taken_actions(action_source, action_model, clip, recording, picks)
-        self.generator = torch.Generator(device).manual_seed(seed + start)
+        dream.begin(data.draw(starts, 1, seed, start), seed + start)
         self.frame = 0  # how many are imagined
+        if player:
+            player.begin(seed + start)
         return self.picture()
 
-    def step(self, action, frame):
+    def step(self, action, frame, **headers):
         """None if the frame that was seen is not the last: another page plays, too."""
         if frame != self.frame:
             return None
-        actions = torch.cat([self.actions, torch.full_like(self.tokens[:, :1, 0], action)], 1)
-        tokens = dynamics.generate(self.tokens, actions, maskgit_steps, temperature, self.generator)
-        self.tokens, self.actions = tokens[:, 1:], actions[:, 1:]
+        dream.step(action)
         self.frame += 1
-        return self.picture()
+        return self.picture(**headers)
 
-    def picture(self):
-        shown = self.tokens if tokenizer.config.temporal else self.tokens[:, -1:]
+    def watch(self, frame):
+        """A step with the action that the player chooses, from the picture that a person sees."""
+        if frame != self.frame:
+            return None
+        (action,), (p,) = player.dream()
+        return self.step(int(action), frame, Action=int(action), Probability=f'{p:.3f}')
+
+    def picture(self, **headers):
+        if player:
+            player.look(dream.frames)
         png = io.BytesIO()
-        frame = pictures.to_uint8(tokenizer.decode(shown))[0, -1]
-        Image.fromarray(frame).save(png, 'png', compress_level=1)
-        return png.getvalue()
+        Image.fromarray(dream.frames[0]).save(png, 'png', compress_level=1)
+        return png.getvalue(), headers
 
 
 def imagine(do, message):
@@ -144,20 +159,22 @@ def imagine(do, message):
 
 
 due = 0  # when the next frame may be imagined
-dream = Dream()
+game = Game()
 # one thread for all that torch does: requests take turns, and torch keeps its own threads
 worker = ThreadPoolExecutor(1)
-worker.submit(imagine, dream.begin, {'start': 0}).result()
+worker.submit(imagine, game.begin, {'start': 0}).result()
 # path -> what it does, and the values of a message, each of which is below its limit
-accepted = {'/start': (dream.begin, {'start': 10 ** 6}),
-            '/step': (dream.step, {'action': n_actions, 'frame': 10 ** 9})}
+accepted = {'/start': (game.begin, {'start': 10 ** 6}),
+            '/step': (game.step, {'action': n_actions, 'frame': 10 ** 9})}
+if player:
+    accepted['/watch'] = game.watch, {'frame': 10 ** 9}
 
 # -----------------------------------------------------------------------------
 # the page
 
 names = [str(name) for name in about.get('action_names') or [''] * n_actions]  # '' if it has none
 fps = min(most_steps, round((recording.fps or 15) / frame_stride, 1))
-facts = dict(names=names, memory=memory, height=tokenizer.config.height,
+facts = dict(names=names, memory=memory, watch=bool(player), height=tokenizer.config.height,
              width=tokenizer.config.width, fps=fps)
 facts = json.dumps(facts).replace('<', r'\u003c')  # a name may not end the script
 page = Path(__file__).with_name('play.html').read_text(encoding='utf-8').replace('WORLD', facts)
@@ -225,10 +242,10 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.late.cancel()
 
-    def answer(self, code, body, kind='text/plain'):
+    def answer(self, code, body, kind='text/plain', more=()):
         self.send_response_only(code)
         about_body = {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body)}
-        for name, value in {**HEADERS, **about_body}.items():
+        for name, value in {**HEADERS, **about_body, **dict(more)}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -294,13 +311,14 @@ class Handler(BaseHTTPRequestHandler):
         if len(body) != int(length) or message is None:
             return self.send_error(400)
         try:
-            picture = worker.submit(imagine, do, message).result()
+            answer = worker.submit(imagine, do, message).result()
         except Exception:  # out of memory, say: for the terminal, not for the client
             traceback.print_exc()
             return self.send_error(500)
-        if picture is None:
+        if answer is None:
             return self.answer(409, b'Another page plays this world.')
-        self.answer(200, picture, 'image/png')
+        picture, headers = answer
+        self.answer(200, picture, 'image/png', headers)
 
 
 class Server(socketserver.ThreadingTCPServer):

@@ -7,13 +7,15 @@ import torch
 
 import configurator
 import data
-from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Tokenizer,
-                   TokenizerConfig)
+import pictures
+from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Policy,
+                   PolicyConfig, Tokenizer, TokenizerConfig)
 from training import checkpoint, ranks
 
 STAGES = {'tokenizer': (Tokenizer, TokenizerConfig),
           'latent_actions': (LatentActionModel, LatentActionConfig),
-          'dynamics': (Dynamics, DynamicsConfig)}
+          'dynamics': (Dynamics, DynamicsConfig),
+          'policy': (Policy, PolicyConfig)}
 
 
 def load_stage(out_dir, stage, device):
@@ -118,6 +120,44 @@ def taken_actions(source, action_model, clip, recording, picks):
     return torch.zeros(len(clip), clip.size(1) - 1, dtype=torch.int64, device=clip.device)
 
 
+class Dream:
+    """
+    Games that go on as the world imagines, all at once, a frame for each action. `frames`
+    (B,H,W,3) uint8 are what a person sees now.
+
+    world: as load_world returns it. picks: the first frames (B,) of what is remembered, `memory`
+    true frames of the recording, whose last one is seen first.
+    """
+
+    def __init__(self, world, maskgit_steps, temperature, device):
+        self.tokenizer, self.action_model, self.dynamics, self.about, self.recording = world
+        self.maskgit_steps, self.temperature = maskgit_steps, temperature
+        self.device = device
+        self.memory = self.dynamics.config.seq_len - 1  # frames that the world looks back
+
+    def begin(self, picks, seed):
+        stride, source = (self.about['config'][key] for key in ('frame_stride', 'action_source'))
+        clip = data.clips(self.recording.frames, picks, self.memory, stride, self.device)
+        self.tokens = self.tokenizer.encode(clip)  # (B,memory,N)
+        # (B,memory-1), as the dynamics was trained to hear them
+        self.actions = taken_actions(source, self.action_model, clip, self.recording, picks)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.show()
+
+    def step(self, actions):
+        """actions: (B,) whole numbers, or one for all."""
+        actions = torch.as_tensor(actions, device=self.device).expand(len(self.tokens))
+        taken = torch.cat([self.actions, actions[:, None]], 1)
+        tokens = self.dynamics.generate(self.tokens, taken, self.maskgit_steps, self.temperature,
+                                        self.generator)
+        self.tokens, self.actions = tokens[:, 1:], taken[:, 1:]
+        self.show()
+
+    def show(self):
+        shown = self.tokens if self.tokenizer.config.temporal else self.tokens[:, -1:]
+        self.frames = pictures.to_uint8(self.tokenizer.decode(shown))[:, -1]
+
+
 def synchronize(device):
     """Waits until the device has done what it was told to, before a clock is read."""
     if device.startswith('cuda'):
@@ -128,6 +168,28 @@ def synchronize(device):
 
 # -----------------------------------------------------------------------------
 # a recording as stage 3 sees it
+
+
+def of_every_frame(recording, out_dir, name, compute, *key):
+    """What compute(picks) says of every frame, from out_dir/cache if it stands there. key: all that
+    it depends on besides the recording."""
+    key = recording.data_id, *map(str, key)
+    file = f'{name}_{configurator.hash_texts(*key):015x}.npy'
+    return data.cached(os.path.join(out_dir, 'cache', file), len(recording.frames), compute)
+
+
+def latent_actions(recording, out_dir, action_model, weights_id, frame_stride, ctx, dtype, device):
+    """The action (N,) that stage 2 says follows each frame. (Across a cut, or after the end, it is
+    nonsense; no window holds one.) weights_id: of action_model."""
+    last = len(recording.frames) - 1 - frame_stride
+
+    @torch.no_grad()
+    def compute(picks):
+        pairs = data.clips(recording.frames, np.minimum(picks, last), 2, frame_stride, device)
+        with ctx:
+            return action_model.encode(pairs)[:, 0].cpu().numpy().astype(np.int32)
+
+    return of_every_frame(recording, out_dir, 'actions', compute, dtype, weights_id, frame_stride)
 
 
 class Encoded:
@@ -143,7 +205,7 @@ class Encoded:
 
     def __init__(self, recording, out_dir, action_source, frame_stride, ctx, dtype, device):
         self.recording, self.out_dir, self.frame_stride = recording, out_dir, frame_stride
-        self.ctx, self.dtype, self.device = ctx, dtype, device
+        self.ctx, self.device = ctx, device
         self.tokenizer, about = load_stage(out_dir, 'tokenizer', device)
         self.stages = {'tokenizer': about}  # what the checkpoints of the earlier stages say
         self.action_model = None
@@ -156,10 +218,12 @@ class Encoded:
         self.frames = recording.frames
         if self.tokenizer.config.temporal:  # else each is looked at once, and the GPU stays free
             self.frames = data.to_device(recording.frames, device)
-        self.tokens = self.of_every_frame('tokens', self.compute_tokens, self.parents['tokenizer'])
+        self.tokens = of_every_frame(recording, out_dir, 'tokens', self.compute_tokens, dtype,
+                                     self.parents['tokenizer'])
         if action_source == 'latent':
-            key = self.parents['latent_actions'], frame_stride
-            self.actions = self.of_every_frame('actions', self.compute_actions, *key)
+            self.actions = latent_actions(recording, out_dir, self.action_model,
+                                          self.parents['latent_actions'], frame_stride, ctx, dtype,
+                                          device)
             self.n_actions = self.action_model.n_actions
         elif action_source == 'labels':
             self.actions = recording.actions.astype(np.int32)
@@ -190,12 +254,6 @@ class Encoded:
                                  '"actions" in the file, and frame_stride=1\n'
                                  'use --action_source=latent')
 
-    def of_every_frame(self, name, compute, *key):
-        """What compute(picks) says of every frame, from out_dir/cache if it stands there."""
-        key = self.recording.data_id, self.dtype, *map(str, key)
-        file = f'{name}_{configurator.hash_texts(*key):015x}.npy'
-        return data.cached(os.path.join(self.out_dir, 'cache', file), len(self.frames), compute)
-
     @torch.no_grad()
     def compute_tokens(self, picks):
         """Frames (n,) -> their tokens (n,N)."""
@@ -203,15 +261,6 @@ class Encoded:
         with self.ctx:
             tokens = self.tokenizer.encode(data.clips(self.frames, picks, 1, 1, self.device))
         return tokens[:, 0].cpu().numpy().astype(np.int16 if small else np.int32)
-
-    @torch.no_grad()
-    def compute_actions(self, picks):
-        """Frames (n,) -> the action that follows each. (Across a cut, or after the end, it is
-        nonsense; no window holds one.)"""
-        picks = np.minimum(picks, len(self.frames) - 1 - self.frame_stride)
-        with self.ctx:
-            pairs = data.clips(self.frames, picks, 2, self.frame_stride, self.device)
-            return self.action_model.encode(pairs)[:, 0].cpu().numpy().astype(np.int32)
 
     def gather(self, picks, length):
         """tokens (B,length,N) and actions (B,length-1) of the windows that start at picks."""

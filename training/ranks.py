@@ -67,6 +67,13 @@ def all_mean(x):
     return x / world_size()
 
 
+def norm_of_all(norms, device):
+    """The norm of a gradient whose parts have these; with FSDP each is in pieces. A part without
+    gradient has its 0 on the CPU."""
+    norms = [n.full_tensor() if hasattr(n, 'full_tensor') else n.to(device) for n in norms]
+    return torch.stack(norms).norm()
+
+
 def same_everywhere(number, device):
     """The whole number that rank 0 has, on every rank."""
     number = torch.tensor(number, device=device)
