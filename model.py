@@ -693,6 +693,7 @@ class PolicyConfig:
     n_layer: int = 3
     n_head: int = 4
     n_embd: int = 128
+    corrupt: float = 0.0  # in training up to this share of the patches is hidden
     ct_weight: float = 1.0  # of the vectors' loss
     energy: str = 'isolated'  # how the energy model is trained beside the policy, one of ENERGY
     energy_temperature: float = 0.5
@@ -758,10 +759,13 @@ class Actor(nn.Module):
                 for last in (block.space.proj, block.mlp[-1]):
                     last.weight.normal_(std=0.5 * last.in_features ** -0.5)
 
-    def forward(self, clip):
-        """clip (B,T,C,H,W) -> Seen."""
+    def forward(self, clip, hidden=None):
+        """clip (B,T,C,H,W), perhaps patches (B,S) that are hidden -> Seen."""
         c = self.config
-        x = self.embed(patchify(clip.flatten(1, 2)[:, None], c.patch_size)) + self.pos  # (B,1,S,D)
+        x = self.embed(patchify(clip.flatten(1, 2)[:, None], c.patch_size))  # (B,1,S,D)
+        if hidden is not None:
+            x = x.masked_fill(hidden[:, None, :, None], 0)
+        x = x + self.pos
         x = torch.cat([x, self.queries.expand(len(x), 1, -1, -1)], 2)
         steps = []
         for block in self.blocks:
@@ -879,14 +883,18 @@ class Policy(nn.Module):
         (B,K) exists, number of the update -> loss (cross-entropy of the tokens, nats; its gradient
         is that of all losses together), metrics."""
         acts, judges = self.turns(it)
+        hidden = None
+        if self.training and self.config.corrupt:  # who sees less learns less by heart
+            share = self.config.corrupt * torch.rand(len(clip), 1, device=clip.device)
+            hidden = torch.rand(len(clip), self.actor.n_patches, device=clip.device) < share
         with torch.set_grad_enabled(acts and torch.is_grad_enabled()):
-            seen = self.actor(clip)
+            seen = self.actor(clip, hidden)
             loss, total, metrics = self.imitation(seen, tokens, vectors, exists)
         if self.energy_model is None:
             return total + (loss - total).detach(), metrics
         # random numbers of its own, so that the actor learns the same without it
         generator = torch.Generator(clip.device).manual_seed(torch.initial_seed())
-        given = self.given(seen, clip, it)
+        given = self.given(seen, clip, hidden, it)
         with torch.set_grad_enabled(judges and torch.is_grad_enabled()):
             wrong = self.wrong_answers(given, tokens, vectors, generator)
             energy_loss, figures = self.judgement(given.context, vectors, wrong, exists)
@@ -999,14 +1007,14 @@ class Policy(nn.Module):
         self.n_remembered += 1
         self.history[-1] += (losses - self.history[-1]) / self.n_remembered
 
-    def given(self, seen, clip, it):
+    def given(self, seen, clip, hidden, it):
         """What the energy model gets to see, Seen."""
         energy = self.config.energy
         if energy == 'joint':
             return seen
         if energy == 'separated' and self.training:
             with torch.no_grad():
-                return self.actor(clip)
+                return self.actor(clip, hidden)
         if energy == 'cached' and self.training:
             names = [name for name, _ in self.actor.named_parameters()]
             copies = {name: self.get_buffer(self.copy_name(name)) for name in names}
@@ -1014,7 +1022,7 @@ class Policy(nn.Module):
                 if it % self.renewal == 1:
                     for name, p in self.actor.named_parameters():
                         copies[name].copy_(p)
-                return functional_call(self.actor, copies, clip)
+                return functional_call(self.actor, copies, (clip, hidden))
         return Seen(*(x.detach() for x in seen))
 
     @staticmethod

@@ -149,7 +149,7 @@ class Played:
         @functools.cache
         def learned():
             rng = np.random.default_rng([self.seed, 13])
-            with torch.random.fork_rng():
+            with torch.enable_grad(), torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 model = InverseModel(n_outputs).to(device)
                 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -280,7 +280,7 @@ class Player:
 
     def look(self, frames):
         """Sees the frames (B,H,W,3) uint8 that are shown now; those of all steps in turn."""
-        now = data.frames_at(frames, np.arange(len(frames)), self.device)
+        now = data.frames_at(frames, np.arange(len(frames))[:, None], self.device)[:, 0]
         self.seen = [*self.seen, now][-self.policy.config.seq_len:]
 
     def decide(self):

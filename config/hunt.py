@@ -7,7 +7,7 @@ out_dir = 'out/hunt'
 
 patch_size = 8
 levels = (4, 4, 4, 4, 4)  # vocabulary of 1024
-action_levels = (2, 2, 2)  # 8 actions, for the game's 6
+action_levels = (2, 2, 2, 2)  # 16 actions: with 8 the sword shares one with left (RECORDS.md)
 n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=2000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
