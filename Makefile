@@ -4,15 +4,18 @@
 # make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
 # make gpu     all that a GPU has to show, in 9 minutes -> gpu.json; NPROC=2 for two of them
+# make player  the game of hunters, a world and somebody who plays in it: pictures and a card
 # make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3
 BIN = .venv/bin
 CONFIG = config/tiny.py
 OUT = out/tiny
 NPROC ?= 1
+HUNT = config/hunt.py
+HUNT_OUT = out/hunt
 
 .DEFAULT_GOAL = all
-.PHONY: all say_how_long test check faults bench gpu gif clean
+.PHONY: all player say_how_long test check faults bench gpu gif clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -21,6 +24,25 @@ all: say_how_long $(OUT)/dynamics/best.pt
 	$(BIN)/python eval.py $(CONFIG)
 	@echo "pictures: $(OUT)/samples/strip.png $(OUT)/samples/rollout.gif    card: $(OUT)/eval.md"
 	@echo "play it:  $(BIN)/python play.py $(CONFIG)"
+
+# the same for $(HUNT), and a fourth stage
+player: $(HUNT_OUT)/dynamics/best.pt $(HUNT_OUT)/policy/best.pt
+	$(BIN)/python sample.py $(HUNT) --actions=policy
+	$(BIN)/python eval.py $(HUNT)
+	@echo "he plays: $(HUNT_OUT)/samples/rollout.gif    card: $(HUNT_OUT)/eval.md"
+	@echo "watch:    $(BIN)/python play.py $(HUNT) --watch=True"
+
+$(HUNT_OUT)/dynamics/best.pt: $(HUNT_OUT)/tokenizer/best.pt $(HUNT_OUT)/latent_actions/best.pt
+	$(BIN)/python dynamics.py $(HUNT)
+
+$(HUNT_OUT)/policy/best.pt: $(HUNT_OUT)/latent_actions/best.pt
+	$(BIN)/python policy.py $(HUNT)
+
+$(HUNT_OUT)/%/best.pt: data/hunt.h5
+	$(BIN)/python $*.py $(HUNT)
+
+data/hunt.h5: | .venv/installed
+	$(BIN)/python data.py game $@ --player=hunter --n_frames=24000
 
 say_how_long:
 	@echo "make: about 16 minutes on two CPU cores with AVX-512; older ones, or busy ones, need more;"
@@ -70,4 +92,4 @@ gif: $(OUT)/dynamics/best.pt
 	cp $(OUT)/samples/rollout.gif dream.gif
 
 clean:
-	rm -rf $(OUT) data/tiny.*
+	rm -rf $(OUT) $(HUNT_OUT) data/tiny.* data/hunt.*

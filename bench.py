@@ -3,6 +3,7 @@ How fast is it, and how far from what the machine can do?
 
     python bench.py config/tiny.py                         # a table of the stages and of sampling
     python bench.py config/tiny.py --stage=dynamics        # or tokenizer, latent_actions, sample
+    python bench.py config/hunt.py --stage=policy          # and a decision of the player
     python bench.py config/tiny.py --stage=dynamics --n_embd=256 --total_batch_size=4
     python bench.py config/tiny.py --stage=dynamics --profile=trace.json    # for chrome://tracing
     python bench.py config/tiny.py --scaling=True          # how cost grows: frame size, width ...
@@ -50,7 +51,7 @@ from training import folder, runlog
 # -----------------------------------------------------------------------------
 # config
 
-stage = 'all'  # 'tokenizer', 'latent_actions', 'dynamics', 'sample', or 'all'
+stage = 'all'  # 'tokenizer', 'latent_actions', 'dynamics', 'sample', or 'all' of these; 'policy'
 n_iters = 20  # updates, or imagined frames, that are timed
 json = ''  # a file for the numbers
 profile = ''  # a file for a trace of three more updates, for chrome://tracing
@@ -269,7 +270,7 @@ def common_facts(s, rate, memory, frame, network, **more):
 # one stage
 
 flops = dict(tokenizer=model.tokenizer_flops, latent_actions=model.latent_actions_flops,
-             dynamics=model.dynamics_flops)
+             dynamics=model.dynamics_flops, policy=model.policy_flops)
 
 
 def bench_training():
@@ -291,6 +292,8 @@ def bench_training():
         seq_len=s.seq_len, tokens_per_second=clips * s.seq_len * tokens, flops=work,
         utilisation=work / spent['update'] / rate, losses=watch.losses,
         n_windows=len(s.starts['train']))
+    if stage == 'policy':
+        report['decision'] = bench_decision(s)
     if s.ddp:
         s.picture.__globals__.pop('model')  # its threads outlive the group
         del s.model
@@ -298,6 +301,21 @@ def bench_training():
     if profile:
         show_trace(profiler, s.device)
     return report
+
+
+def bench_decision(s):
+    """Median seconds in which the policy of script s decides, alone and as the best of 16."""
+    clip = s.played.clips(s.starts['val'][:1], s.seq_len)
+    seconds = {}
+    for n in (1, 16) if s.raw_model.energy_model else (1,):
+        times = []
+        for _ in range(20 + n_iters):
+            a = now(s.device)
+            with s.ctx:
+                s.raw_model.choose(clip, n)
+            times.append(seconds_between(a, now(s.device)))
+        seconds[n] = float(np.median(times[20:]))
+    return seconds
 
 
 @torch.no_grad()
@@ -359,7 +377,8 @@ def child(script, *argv):
 
 
 def read_scripts():
-    return {s: configurator.read_script(os.path.join(here, s + '.py')) for s in (*stages, 'bench')}
+    return {s: configurator.read_script(os.path.join(here, s + '.py'))
+            for s in (*stages, 'policy', 'bench')}
 
 
 def bench_all():
@@ -407,6 +426,10 @@ def show(reports):
         print(f'- {name}: {updates} updates in {minutes:.1f} minutes; each window is seen '
               f'{updates * r["clips"] / r["n_windows"]:.1f} times; four checkpoints need '
               f'{4 * 12 * r["parameters"] / 1e6:.0f} MB of the {free / 1e6:.0f} MB that are free')
+    if 'policy' in reports:
+        print('- a decision of the player: ' + ', '.join(
+            f'{1000 * seconds:.1f} ms' + (f' as the best of {n}' if n > 1 else '')
+            for n, seconds in reports['policy']['decision'].items()))
     if 'sample' in reports:
         print('\n| sampling: MaskGIT steps | ms a frame | of which decoding | frames/s '
               '| utilisation | 16 rollouts: frames/s | utilisation |\n|---' + '|---' * 6 + '|')

@@ -315,8 +315,8 @@ def check_together(config, stem, stage):
         raise ConfigError(f'{stem}.py: found action_source=inverse without n_labels, expected how '
                           'many labels it may see\nuse --n_labels=200, or --action_source=labels')
     if config.get('fsdp') and config.get('energy') == 'cached':
-        raise ConfigError(f'{stem}.py: fsdp=True does not go with energy=cached, which keeps a whole'
-                          ' copy of the policy\nuse --energy=isolated, or --fsdp=False')
+        raise ConfigError(f'{stem}.py: fsdp=True does not go with energy=cached, which keeps a '
+                          'whole copy of the policy\nuse --energy=isolated, or --fsdp=False')
     n_embd, n_head = config.get('n_embd', 0), config.get('n_head', 1)
     if n_embd % (4 * n_head):
         near = max(1, n_embd // (4 * n_head)) * 4 * n_head

@@ -751,7 +751,7 @@ class Actor(nn.Module):
         self.to_tokens = nn.Linear(c.n_embd, c.vocab_size)
         self.head = ActionHead(c)
         init_weights(self)
-        # blocks that begin as the identity, under heads that are zero, learn nothing for 400 updates
+        # blocks that begin as the identity, under heads that are zero, take 400 updates to begin
         with torch.no_grad():
             self.to_tokens.weight.mul_(0.3)  # it begins next to a guess
             self.head.out.weight.mul_(0.3)
@@ -843,6 +843,7 @@ class Policy(nn.Module):
         self.register_buffer('probed', torch.zeros(self.n_probe, c.n_layer - 1, c.chunk,
                                                    c.n_numbers))
         self.register_buffer('drift', torch.zeros(()))
+        self.probed_at = -1
         if c.energy == 'adaptive':  # losses of head and energy model, of the updates before and now
             self.register_buffer('history', torch.full((self.memory + 1, 2), -1.0))  # -1: not yet
             self.register_buffer('newest', torch.tensor(-1))
@@ -1043,10 +1044,10 @@ class Policy(nn.Module):
     def measure_drift(self, it):
         """How much the layer actions of a fixed probe have moved within `renewal` updates, a mean
         over their numbers; of the last time that they were looked at."""
-        if it % self.renewal == 1 and it != getattr(self, 'probed_at', None):
+        if it % self.renewal == 1 and it != self.probed_at and self.probed.numel():
             now = self.actor(self.probe).layers
-            if self.probed.any():
-                self.drift.copy_((now - self.probed).abs().mean())
+            moved = (now - self.probed).abs().mean()
+            self.drift.copy_(torch.where(self.probed.any(), moved, 0))  # 0 the first time
             self.probed.copy_(now)
             self.probed_at = it
         return self.drift.clone()
@@ -1259,6 +1260,28 @@ def dynamics_flops(model, B, T=None):
     blocks = B * c.n_tokens * c.n_layer * block_flops(D, c.n_tokens)
     forward = 2 * (blocks + masked * D * model.head.out_features)
     return forward, 3 * forward
+
+
+def policy_flops(model, B, T=None):
+    """The same, where both parts make the update. The frames are stacked in the channels, so T is
+    the model's."""
+    c, D, S = model.config, model.config.n_embd, model.actor.n_patches
+    rows, K, J, A = S + len(model.actor.queries), c.chunk, c.n_tokens, c.n_numbers
+    embed = 2 * B * S * 3 * c.seq_len * c.patch_size ** 2 * D  # pixels need no gradient
+    heads = K * J * D * c.vocab_size + c.n_layer * K * D * (J * D + 4 * D + A)
+    actor = embed + 2 * B * (rows * c.n_layer * block_flops(D, rows) + heads)
+    forward, both = actor, 3 * actor - embed
+    if model.energy_model is None:
+        return forward, both
+    first = 4 if J > 1 else min(c.vocab_size - 1, model.n_first)
+    M = 1 + c.n_layer - 1 + model.n_drawn + model.n_others + model.n_noisy + first
+    given = 2 * B * (M * K * A * 2 * D + S * D * 2 * D)  # without gradient, but for joint
+    energy = 2 * B * M * (2 * D * D + 2 * S * D + 4 * D * D + 2 * D)
+    if c.energy in ('separated', 'cached'):
+        forward, both = forward + actor, both + actor
+    if c.energy == 'joint':  # and the gradient is measured apart, too
+        both += given
+    return forward + given + energy, both + 2 * given + 3 * energy
 
 
 def sample_flops(tokenizer, dynamics, B, maskgit_steps):

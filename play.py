@@ -2,7 +2,7 @@
 Play the world: in a browser, with the keyboard or the buttons on the page, play.html.
 
     python play.py config/tiny.py                    # then open http://127.0.0.1:8000; Ctrl-C ends
-    python play.py config/hunt.py --watch=True       # somebody plays; any key takes over, P gives back
+    python play.py config/hunt.py --watch=True      # somebody plays; a key takes over, P gives back
     python play.py config/tiny.py --port=0           # any free port
     python play.py config/tiny.py --maskgit_steps=4  # twice as fast, nearly as good: RECORDS.md
     ssh -L 8000:127.0.0.1:8000 MACHINE               # plays here what play.py serves on MACHINE
@@ -115,8 +115,8 @@ if watch:
 
 
 class Game:
-    """The dream in progress. What begins or steps it returns a picture, a PNG, and what to say of it
-    in headers."""
+    """The dream in progress. What begins or steps it returns a picture, a PNG, and what its headers
+    say."""
 
     def begin(self, start):
         """Goes to the first frames of a held-out window, with the actions taken between them."""

@@ -10,8 +10,8 @@ import configurator
 import data
 import pictures
 from model import FSQ, InverseModel
-from training import checkpoint
-from world import STAGES, latent_actions, load_stage, of_every_frame, other_data
+from training import checkpoint, ranks
+from world import check_stride, latent_actions, load_stage, of_every_frame, other_data
 
 MAP_LABELS = 200  # transitions whose labels say which key a latent action is
 
@@ -40,8 +40,7 @@ class Played:
         self.ctx, self.dtype, self.device = ctx, dtype, device
         self.out_dir, self.n_labels = out_dir, n_labels
         self.frames = data.to_device(recording.frames, device)
-        self.parents, self.action_levels = {}, ()
-        steps = chunk - 1
+        self.parents, steps = {}, chunk - 1
         self.starts = {s: data.windows(recording, s, 2, frame_stride) for s in ('train', 'val')}
         longest = max(b - a for a, b in data.split(recording, 1)['train'])
         if longest < 1 + chunk * frame_stride:
@@ -77,19 +76,16 @@ class Played:
                 os.path.join(self.out_dir, 'latent_actions'),
                 f'was trained on frames of {expected}, {recording.path} has {found}',
                 'train latent_actions.py again, or use its dataset')
-        if about['config']['frame_stride'] != self.frame_stride:
-            raise checkpoint.CheckpointError(
-                os.path.join(self.out_dir, 'latent_actions'),
-                f'found frame_stride={about["config"]["frame_stride"]}, expected '
-                f'{self.frame_stride}', 'give policy.py the same, or train latent_actions.py again')
+        check_stride(about, self.frame_stride, self.out_dir, 'policy')
+        note = other_data({'latent_actions': about.get('data_id')}, recording)
+        if note and ranks.rank() == 0:
+            print(note, flush=True)
         self.parents['latent_actions'] = about['id']
         codes = latent_actions(recording, self.out_dir, model, about['id'], self.frame_stride,
                                self.ctx, self.dtype, self.device)
         self.tokens = np.asarray(codes, np.int64)[:, None]
         self.table = FSQ(c.action_levels).codes(torch.arange(model.n_actions)).numpy()
         self.vectors = self.table[self.tokens[:, 0]]
-        self.action_levels = c.action_levels
-        self.note = other_data({'latent_actions': about.get('data_id')}, recording)
         self.acting = dict(kind='codes', names=[''] * model.n_actions, values=[])
         if recording.actions is not None and self.frame_stride == 1:
             t = labelled(self.starts['train'], MAP_LABELS, self.seed)
@@ -267,10 +263,23 @@ class Player:
         self.acting = self.about['acting']
         self.stride, self.seed = self.about['config']['frame_stride'], seed
         if best_of > 1 and self.policy.energy_model is None:
-            configurator.stop(2, f'config: found best_of={best_of}, and a player with energy=off in '
-                                 f'{self.path}\nexpected best_of=1, or train policy.py with '
+            configurator.stop(2, f'config: found best_of={best_of}, and a player with energy=off '
+                                 f'in {self.path}\nexpected best_of=1, or train policy.py with '
                                  '--energy=isolated')
         self.begin()
+
+    def expect(self, played):
+        """Raises CheckpointError unless he has learned from actions such as those of `played`."""
+        c, p = self.policy.config, played.acting
+        found = (c.height, c.width), self.about['parents'], self.acting['kind']
+        expected = played.recording.frames.shape[1:3], played.parents, p['kind']
+        if p['kind'] == 'keys':
+            found, expected = (*found, self.acting['values']), (*expected, p['values'])
+        if found != expected or c.vocab_size != len(played.table) or (
+                c.n_numbers != len(played.median)):
+            raise checkpoint.CheckpointError(
+                self.path, f'found a player of {found}, expected {expected} as '
+                f'{played.recording.path} has', 'train policy.py again, or use its dataset')
 
     def begin(self, seed=None):
         """A new game: nothing has been seen."""

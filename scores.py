@@ -42,6 +42,7 @@ def imitation(player, recording, out_dir, ctx, dtype, device):
     source = 'latent' if c['action_source'] == 'latent' else 'labels'
     played = Played(recording, out_dir, source, c['n_labels'], c['frame_stride'],
                     policy.config.chunk, c['n_bins'], c['seed'], ctx, dtype, device)
+    player.expect(played)
     played.chunk, val = policy.config.chunk, played.starts['val']
     sums, weights, layers = {}, 0, []
     for i in range(0, len(val), 64):
@@ -178,8 +179,8 @@ def imitation_table(f):
     """Lines of the card; f: as imitation returns it."""
     rows = [['cross-entropy, nats', f'{f["loss"]:.3f}', f'{f["chance"]:.3f} a guess, '
              f'{f["entropy"]:.3f} how often each occurs'],
-            ['right, first step', f'{f["accuracy_first"]:.3f}', f'{f["most_frequent"]:.3f} the most '
-             f'frequent, {f["as_before"]:.3f} as before'],
+            ['right, first step', f'{f["accuracy_first"]:.3f}',
+             f'{f["most_frequent"]:.3f} the most frequent, {f["as_before"]:.3f} as before'],
             ['right, whole chunk', f'{f["accuracy"]:.3f}', ''],
             ['L1 of the head', f'{f["loss_ct"]:.3f}', f'{f["loss_ct_median"]:.3f} the median'],
             ['L1 of the head after earlier blocks',

@@ -85,15 +85,15 @@ def load_world(out_dir, dataset, device):
     return tokenizer, action_model, dynamics, about, recording
 
 
-def check_stride(about, frame_stride, out_dir):
+def check_stride(about, frame_stride, out_dir, stage='dynamics'):
     """Raises checkpoint.CheckpointError if stage 2, of which about is what its checkpoint says,
-    learned what happens within steps of another length than those of stage 3."""
+    learned what happens within steps of another length than those of a later stage."""
     found = about['config']['frame_stride']
     if found != frame_stride:
         raise checkpoint.CheckpointError(
             os.path.join(out_dir, 'latent_actions'),
-            f'found frame_stride={found}, expected frame_stride={frame_stride} as the dynamics has',
-            f'train the dynamics with --frame_stride={found}, or latent_actions.py again')
+            f'found frame_stride={found}, expected frame_stride={frame_stride} as {stage}.py has',
+            f'give {stage}.py --frame_stride={found}, or train latent_actions.py again')
 
 
 def other_data(trained_on, recording):

@@ -1,5 +1,5 @@
-"""Rules about a policy that another trainer made: terms with weights, an L1 on actions, an energy,
-a penalty. They wait here until this project trains a policy itself."""
+"""Rules about a policy, ours or another trainer's: terms with weights, an L1 on actions, an energy,
+a penalty."""
 import math
 import os
 

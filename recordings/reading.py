@@ -53,8 +53,9 @@ def sees_sword(frames, hero, facing):
 
 def fates(frames):
     """
-    What became of the creatures of n rollouts (n,T,H,W,3): was one gone (n,) in the picture in which
-    a sword reached it? Was one gone (n,) without, though nothing hid it and the hero did not leave?
+    What became of the creatures of n rollouts (n,T,H,W,3): was one gone (n,) in the picture in
+    which a sword reached it? Was one gone (n,) without, though nothing hid it and the hero did not
+    leave?
     """
     n, T = frames.shape[:2]
     flat = frames.reshape(n * T, *frames.shape[2:])

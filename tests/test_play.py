@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -687,3 +688,46 @@ def test_labels_that_are_not_there(world, tmp_path):
     config = {**ckpt['config'], 'action_source': 'labels'}
     out = altered(world[1], tmp_path / 'out', config=config)
     refused(run('play.py', world[0], '--port=0', f'--out_dir={out}'), 3, 'actions', 'expected')
+
+
+# -----------------------------------------------------------------------------
+# somebody else plays
+
+
+def test_who_watches_sees_what_sample_draws(world, monkeypatch):
+    it = serve(world[0], '--watch=True')
+    try:
+        seen = [picture(ask(it, 'POST', '/start', {'start': 0}))]
+        for i in range(200):
+            answer = ask(it, 'POST', '/watch', {'frame': i})
+            seen.append(picture(answer))
+            assert 0 <= int(answer[1]['Action']) < 4 and 0 <= float(answer[1]['Probability']) <= 1
+        assert ask(it, 'POST', '/watch', {'frame': 7})[0] == 409
+        assert ask(it, 'POST', '/watch', {'frame': 200, 'action': 1})[0] == 400
+        # a person takes over, and gives back
+        picture(ask(it, 'POST', '/step', {'action': 1, 'frame': 200}))
+        picture(ask(it, 'POST', '/watch', {'frame': 201}))
+        assert b'"watch": true' in ask(it, 'GET', '/')[2]
+    finally:
+        it.process.kill()
+        it.process.communicate()
+    argv = ['sample.py', str(world[0]), '--actions=policy', '--n_samples=1', '--n_frames=200']
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)  # which the script sets
+    names = runpy.run_path(str(ROOT / 'sample.py'))
+    assert (names['imagined'][0, names['context_frames'] - 1:] == np.stack(seen)).all()
+
+
+def test_nobody_to_watch(server, world, tmp_path):
+    assert ask(server, 'POST', '/watch', {'frame': 0})[0] == 404
+    config, out, _ = world
+    shutil.copytree(out, tmp_path / 'out', ignore=shutil.ignore_patterns('policy'))
+    refused(run('play.py', config, f'--out_dir={tmp_path / "out"}', '--watch=True'), 4,
+            'no checkpoint of stage', 'policy.py')
+    # of another stage 2 than the world's
+    folder = altered(out, tmp_path / 'other')
+    path = folder / 'policy' / 'best.pt'
+    ckpt = {**checkpoint.load(str(path)), 'parents': {'latent_actions': 'another'}}
+    torch.save({**ckpt, 'path': ''}, path)
+    refused(run('sample.py', config, f'--out_dir={folder}', '--actions=policy'), 4,
+            'another stage 2', 'train policy.py again')

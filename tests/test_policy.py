@@ -1,7 +1,10 @@
 """Stage 4: what each way to train an energy model beside a policy holds apart, what there is to
 learn from a recording, and somebody who plays."""
+import contextlib
 import copy
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import h5py
@@ -9,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+import configurator
 import data
-from launch import recording as make_recording
+import scores
+from launch import ROOT, recording as make_recording, refused, run, train
 from model import ENERGY, Optimizers, Policy, PolicyConfig
 from player import Played, Player, labelled, meaning_of_codes
 from recordings import game, reading
@@ -536,3 +541,119 @@ def test_reading_the_game_off_its_pictures():
     still[:, 1] = art.set_state(state)
     slain, gone = reading.fates(still)
     assert gone.all() and not slain.any()
+
+
+# -----------------------------------------------------------------------------
+# what he is worth
+
+
+def test_levels_tell_an_expert_from_random_weights(monkeypatch):
+    """Whoever is in the player's place is measured, not his name."""
+    recording = SimpleNamespace(actions=np.arange(6))
+    monkeypatch.setattr(scores, 'LEVELS', 12)
+    play, expert = scores.play_levels, {}
+
+    def playing(levels, make, stick):
+        def make_both(g):
+            expert['here'] = scores.Expert(g)
+            return make(g)
+        return play(levels, make_both, stick)
+
+    class Puppet:
+        policy, acting = SimpleNamespace(energy_model=None), dict(kind='keys')
+
+        def __init__(self, *_, **how):
+            self.likely = how.get('temperature') == 0
+
+        def act(self, frames):
+            return (random if self.likely else expert['here']).act(frames)
+
+    random = a_player(kind='keys', values=list(range(6)))
+    random.policy = make('off', height=64, width=64)
+    random.device, random.temperature, random.best_of, random.by_head = 'cpu', 1.0, 1, False
+    random.seed = 0
+    random.begin()
+    monkeypatch.setattr(scores, 'Player', Puppet)
+    monkeypatch.setattr(scores, 'play_levels', playing)
+    rows = scores.levels('out', recording, 0, 'cpu', 16, contextlib.nullcontext())
+    slain = {who: x for who, x in rows}
+    assert list(slain) == ['random', 'expert', 'drawn', 'most likely', 'by the head']
+    assert (slain['drawn'] == slain['expert']).all() and (slain['expert'] >= 3).all()
+    assert slain['most likely'].mean() < 1 > slain['random'].mean()
+    lines, figures = scores.levels_table([('x', np.array([3, 4, 0, 1]))])
+    assert figures['x']['solved'][0] == 0.5 and figures['x']['slain'][0] == 2
+
+
+def test_wilsons_interval():
+    share, low, high = scores.wilson(62, 100)
+    assert (share, round(low, 3), round(high, 3)) == (0.62, 0.522, 0.709)
+    assert scores.wilson(0, 60)[1:] == pytest.approx((0, 0.060), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_card_for_the_player_alone(world, tmp_path):
+    """A recording with frames alone has the imitation part, of stage 2's actions."""
+    out = tmp_path / 'out'
+    for stage in ('policy', 'latent_actions'):
+        shutil.copytree(world[1] / stage, out / stage)
+    said = train('eval.py', world[0], f'--out_dir={out}', '--part=player').stdout
+    assert 'cross-entropy, nats' in said and 'true chunk has the lowest energy' in said
+    report = json.loads((out / 'player.json').read_text())
+    assert list(report) == ['imitation'] and report['imitation']['chance'] == math.log(4)
+    assert not (out / 'eval.json').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('energy', ['alternating', 'adaptive', 'cached', 'joint'])
+def test_two_ranks_end_equal_with_every_energy(world, tmp_path, energy):
+    """Before each save the ranks compare their weights; and it goes on with the same bits."""
+    out = tmp_path / 'out'
+    shutil.copytree(world[1] / 'latent_actions', out / 'latent_actions')
+    more = [world[0], f'--out_dir={out}', f'--energy={energy}', '--max_iters=12']
+    train('policy.py', *more, ranks=2)
+    whole = checkpoint.load(out / 'policy' / 'ckpt_00000012.pt')
+    assert {'energy_loss', 'rank_acc'} <= set(whole['metrics'])
+    for it in (9, 12):
+        (out / 'policy' / f'ckpt_{it:08d}.pt').unlink()
+    train('policy.py', *more, '--init_from=resume', ranks=2)
+    again = checkpoint.load(out / 'policy' / 'ckpt_00000012.pt')
+    assert checkpoint.weights_id(again['model']) == checkpoint.weights_id(whole['model'])
+
+
+@pytest.mark.slow
+def test_mistakes_are_answered_in_words(world, tmp_path):
+    config, out, _ = world
+    here = tmp_path / 'out'
+    shutil.copytree(out, here)
+    there = f'--out_dir={here}'
+    refused(run('policy.py', config, there, '--init_from=resume', '--energy=off'), 4, 'energy')
+    (here / 'latent_actions' / 'best.pt').unlink()
+    for path in (here / 'latent_actions').glob('ckpt_*'):
+        path.unlink()
+    refused(run('policy.py', config, there), 4, 'latent_actions.py')
+    refused(run('policy.py', config, there, '--action_source=labels'), 3, 'no "actions"')
+    shutil.rmtree(here / 'policy')
+    shutil.copytree(out / 'latent_actions', here / 'latent_actions', dirs_exist_ok=True)
+    train('policy.py', config, there, '--energy=off', '--max_iters=1')
+    refused(run('play.py', config, there, '--watch=True', '--best_of=4'), 2, 'energy=off')
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--chunk=0'], 'chunk'), (['--n_bins=4'], 'odd'), (['--n_bins=1'], 'n_bins'),
+    (['--energy=shared'], 'isolated'), (['--action_source=none'], 'inverse'),
+    (['--n_labels=9'], 'sees no label'), (['--action_source=inverse'], 'without n_labels'),
+    (['--fsdp=True', '--energy=cached'], 'cached'),
+])
+def test_settings_that_do_not_go_together(argv, words, monkeypatch):
+    monkeypatch.setenv('RANK', '0')  # fsdp wants several processes
+    for name, value in dict(LOCAL_RANK='0', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+                            MASTER_ADDR='x', MASTER_PORT='1').items():
+        monkeypatch.setenv(name, value)
+    scripts = {s: configurator.read_script(str(ROOT / f'{s}.py')) for s in ('policy', 'dynamics')}
+    with pytest.raises(configurator.ConfigError, match=words):
+        configurator.resolve('policy', scripts, argv)
+    configurator.resolve('policy', scripts, ['--seq_len=1'])
+    with pytest.raises(configurator.ConfigError, match='seq_len >= 2'):
+        configurator.resolve('dynamics', scripts, ['--seq_len=1'])
+    with pytest.raises(configurator.ConfigError, match='labels, none'):
+        configurator.resolve('dynamics', scripts, ['--action_source=inverse'])

@@ -43,13 +43,17 @@ def test_a_run_leaves_what_the_contract_says(world, stage):
     assert [int(r['iter']) for r in rows] == [1, 2, 3, 4, 5, 6]
     assert list(rows[0])[:5] == ['iter', 'runtime', 'loss', 'lr', 'grad_norm']
     assert [bool(r['val_loss']) for r in rows] == [False, False, True] * 2
-    if stage != 'tokenizer':
+    if stage == 'policy':
+        assert {'loss_ct', 'loss_ct_median', 'rank_acc', 'neg_drift'} <= set(rows[0])
+    elif stage != 'tokenizer':
         assert {'action_entropy', 'unique_actions', 'codebook_usage'} <= set(rows[0])
     status = json.loads((folder / 'status.json').read_text())
     assert status['state'] == 'done' and status['iter'] == 6
     ckpt = checkpoint.load(folder / 'ckpt_00000006.pt', stage)
     assert ckpt['data_id'] and ckpt['config']['max_iters'] == 6
-    assert 'ETA' in said[stage] and ('(chance 2.773)' in said[stage]) == (stage == 'dynamics')
+    chance = {'dynamics': '(chance 2.773)', 'policy': '(chance 1.386)'}.get(stage, 'ETA')
+    assert 'ETA' in said[stage] and chance in said[stage]
+    assert ('(chance' in said[stage]) == (chance != 'ETA')
 
 
 def test_resumed_in_float16(world, tmp_path):

@@ -25,7 +25,7 @@ REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimiz
             'metrics', 'data_id', 'parents')
 # settings that decide what is trained; the rest may change on resume, and do at once
 FIXED = ('seed', 'total_batch_size', 'seq_len', 'frame_stride', 'optimizer', 'action_source',
-         'corrupt')
+         'n_labels', 'corrupt')
 
 
 class CheckpointError(Exception):

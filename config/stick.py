@@ -1,0 +1,13 @@
+# The game of hunters with a stick: actions are three numbers, right, down and swing.
+#
+#   python data.py game data/stick.h5 --player=hunter --stick=True --n_frames=24000
+#   python policy.py config/stick.py
+
+dataset = 'data/stick.h5'
+out_dir = 'out/stick'
+
+patch_size = 8
+n_head, n_embd = 4, 128
+
+policy = dict(action_source='labels', max_iters=4000, learning_rate=2.5e-3, total_batch_size=16,
+              device_batch_size=16)
