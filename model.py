@@ -693,7 +693,7 @@ class PolicyConfig:
     n_layer: int = 3
     n_head: int = 4
     n_embd: int = 128
-    corrupt: float = 0.0  # in training up to this share of the patches is hidden
+    shift: int = 0  # in training a clip is moved by up to so many patches
     ct_weight: float = 1.0  # of the vectors' loss
     energy: str = 'isolated'  # how the energy model is trained beside the policy, one of ENERGY
     energy_temperature: float = 0.5
@@ -759,12 +759,12 @@ class Actor(nn.Module):
                 for last in (block.space.proj, block.mlp[-1]):
                     last.weight.normal_(std=0.5 * last.in_features ** -0.5)
 
-    def forward(self, clip, hidden=None):
-        """clip (B,T,C,H,W), perhaps patches (B,S) that are hidden -> Seen."""
+    def forward(self, clip, places=None):
+        """clip (B,T,C,H,W), perhaps which patch (B,S) is seen at each place -> Seen."""
         c = self.config
         x = self.embed(patchify(clip.flatten(1, 2)[:, None], c.patch_size))  # (B,1,S,D)
-        if hidden is not None:
-            x = x.masked_fill(hidden[:, None, :, None], 0)
+        if places is not None:
+            x = x.gather(2, places[:, None, :, None].expand_as(x))
         x = x + self.pos
         x = torch.cat([x, self.queries.expand(len(x), 1, -1, -1)], 2)
         steps = []
@@ -884,18 +884,15 @@ class Policy(nn.Module):
         (B,K) exists, number of the update -> loss (cross-entropy of the tokens, nats; its gradient
         is that of all losses together), metrics."""
         acts, judges = self.turns(it)
-        hidden = None
-        if self.training and self.config.corrupt:  # who sees less learns less by heart
-            share = self.config.corrupt * torch.rand(len(clip), 1, device=clip.device)
-            hidden = torch.rand(len(clip), self.actor.n_patches, device=clip.device) < share
+        places = self.moved_places(len(clip), clip.device) if self.training else None
         with torch.set_grad_enabled(acts and torch.is_grad_enabled()):
-            seen = self.actor(clip, hidden)
+            seen = self.actor(clip, places)
             loss, total, metrics = self.imitation(seen, tokens, vectors, exists)
         if self.energy_model is None:
             return total + (loss - total).detach(), metrics
         # random numbers of its own, so that the actor learns the same without it
         generator = torch.Generator(clip.device).manual_seed(torch.initial_seed())
-        given = self.given(seen, clip, hidden, it)
+        given = self.given(seen, clip, places, it)
         with torch.set_grad_enabled(judges and torch.is_grad_enabled()):
             wrong = self.wrong_answers(given, tokens, vectors, generator)
             energy_loss, figures = self.judgement(given.context, vectors, wrong, exists)
@@ -907,6 +904,20 @@ class Policy(nn.Module):
                 self.remember(it, torch.stack([metrics['loss_ct'], energy_loss]).detach())
         trained = total + energy_loss
         return trained + (loss - trained).detach(), metrics
+
+    def moved_places(self, B, device):
+        """Which patch (B,S) is seen at each place when clips are moved at random, whole patches, the
+        edges repeated: where things are is not to be learned by heart (random shifts, Kostrikov et
+        al. 2020, arXiv:2004.13649). None where they are not moved."""
+        c = self.config
+        if not c.shift:
+            return None
+        down, right = torch.randint(-c.shift, c.shift + 1, (2, B, 1, 1), device=device)
+        rows = torch.arange(c.height // c.patch_size, device=device)[:, None] + down  # (B,rows,1)
+        columns = torch.arange(self.actor.grid_width, device=device) + right  # (B,1,columns)
+        rows = rows.clamp(0, c.height // c.patch_size - 1)
+        columns = columns.clamp(0, self.actor.grid_width - 1)
+        return (rows * self.actor.grid_width + columns).flatten(1)
 
     def imitation(self, seen, tokens, vectors, exists):
         """-> loss of the tokens, what the actor is trained by, metrics; means over the steps that
@@ -1008,14 +1019,14 @@ class Policy(nn.Module):
         self.n_remembered += 1
         self.history[-1] += (losses - self.history[-1]) / self.n_remembered
 
-    def given(self, seen, clip, hidden, it):
+    def given(self, seen, clip, places, it):
         """What the energy model gets to see, Seen."""
         energy = self.config.energy
         if energy == 'joint':
             return seen
         if energy == 'separated' and self.training:
             with torch.no_grad():
-                return self.actor(clip, hidden)
+                return self.actor(clip, places)
         if energy == 'cached' and self.training:
             names = [name for name, _ in self.actor.named_parameters()]
             copies = {name: self.get_buffer(self.copy_name(name)) for name in names}
@@ -1023,7 +1034,7 @@ class Policy(nn.Module):
                 if it % self.renewal == 1:
                     for name, p in self.actor.named_parameters():
                         copies[name].copy_(p)
-                return functional_call(self.actor, copies, (clip, hidden))
+                return functional_call(self.actor, copies, (clip, places))
         return Seen(*(x.detach() for x in seen))
 
     @staticmethod

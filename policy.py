@@ -43,7 +43,7 @@ n_head = 4
 n_embd = 128
 chunk = 4  # steps ahead that he plans
 n_bins = 17  # of each number, where actions are numbers; odd, so that one is zero
-corrupt = 0.0  # up to this share of the patches is hidden from him in training
+shift = 1  # patches by which a clip is moved at random in training; 0 = off
 ct_weight = 1.0  # of the vectors' L1 beside the tokens' cross-entropy
 energy = 'isolated'  # how the energy model is trained beside: off, isolated, separated,
 # alternating, adaptive, cached, joint (model.py, class Policy)
@@ -122,7 +122,7 @@ def get_batch(split, it, micro_step):
 height, width = recording.frames.shape[1:3]
 vocab_size, n_tokens, n_numbers = len(played.table), *map(len, (played.tokens[0], played.median))
 model = Policy(PolicyConfig(height, width, seq_len, patch_size, played.chunk, n_tokens, vocab_size,
-                            n_numbers, n_layer, n_head, n_embd, corrupt, ct_weight, energy,
+                            n_numbers, n_layer, n_head, n_embd, shift, ct_weight, energy,
                             energy_temperature)).to(device)
 played.describe(model)
 chance = math.log(vocab_size)  # nats: the loss of a guess

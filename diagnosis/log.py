@@ -20,7 +20,8 @@ MAX_CELLS, MAX_RUNS = 2 ** 27, 50
 LOSS = ('loss', 'train[_/. ]?loss', '(train|training)[_/. ]closs', '(train|training)[_/. ].*loss',
         '.*/loss', 'closs', 'total.loss', '.*loss.*', '.*(nll|cross.?entropy).*')
 # scales of a loss, and the lowest so far, which never rises
-NO_LOSS = re.compile('(scale|scaler|weight)s?$|(^|[/_. ])(best|min|lowest)[/_. ]')
+NO_LOSS = re.compile('(scale|scaler|weight)s?$|(^|[/_. ])(best|min|lowest)[/_. ]'
+                     '|(^|[/_. ])z.?loss$')
 # what a trainer itself counts comes first: its checkpoints have the same numbers
 COUNTERS = ('(.*[/_. ])?global.?step', '(.*/)?(iter|iters|iterations?|iter.?num|it)',
             '((train|training|trainer|optimizer|optim|gradient)[/_. ])*steps?',

@@ -84,7 +84,7 @@ def trained():
     """energy -> (model, optimizers) after 30 updates from one seed."""
     done = {}
     for energy in ENERGY:
-        model = make(energy, corrupt=0.3)
+        model = make(energy, shift=1)
         done[energy] = model, updates(model)[0]
     return done
 
