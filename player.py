@@ -182,9 +182,9 @@ class Played:
         index = picks[:, None] + self.frame_stride * np.arange(self.chunk)
         exists = index + self.frame_stride <= self.last[picks][:, None]
         index = np.minimum(index, len(self.tokens) - 1)
-        done = (torch.from_numpy(x).to(self.device)
-                for x in (self.tokens[index], self.vectors[index], exists))
-        return self.clips(picks, seq_len), *done
+        tokens, vectors = (data.rows(x, index, self.device) for x in (self.tokens, self.vectors))
+        exists = data.rows(exists, np.arange(len(picks)), self.device)
+        return self.clips(picks, seq_len), tokens, vectors, exists
 
     def describe(self, model):
         """Tells a Policy what its tokens are, what the best constants know, and gives it clips to

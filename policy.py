@@ -49,17 +49,17 @@ energy = 'isolated'  # how the energy model is trained beside: off, isolated, se
 # alternating, adaptive, cached, joint (model.py, class Policy)
 energy_temperature = 0.5
 # training
-max_iters = 4000  # updates
+max_iters = 5000  # updates
 total_batch_size = 16  # clips an update, over all ranks and micro-batches
 device_batch_size = 16  # clips a micro-batch, at most
-learning_rate = 2.5e-3  # peak
+learning_rate = 4e-3  # peak
 warmup_iters = 50
 init_from = 'scratch'  # (an earlier run is moved aside), 'resume', or 'auto': resume if it can
 allow_change = ''  # keys, with commas between, that a resumed run may change all the same
 on_diverge = 'stop'  # or 'rollback': on from best.pt at half the rate, at most twice
 optimizer = 'muon'  # 'muon' (hidden matrices; AdamW for the rest) or 'adamw'
 min_lr_frac = 0.05  # of the peak, at the end of the cosine
-weight_decay = 0.0
+weight_decay = 0.1
 grad_clip = 1.0  # 0 = off
 # evaluation, log, output
 out_dir = 'out/hunt'

@@ -9,5 +9,5 @@ out_dir = 'out/stick'
 patch_size = 8
 n_head, n_embd = 4, 128
 
-policy = dict(action_source='labels', max_iters=4000, learning_rate=2.5e-3, total_batch_size=16,
-              device_batch_size=16)
+policy = dict(action_source='labels', max_iters=5000, learning_rate=4e-3, weight_decay=0.1,
+              total_batch_size=16, device_batch_size=16)

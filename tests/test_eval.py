@@ -364,7 +364,7 @@ def test_nmi(functions):
 
 def test_find_hero(functions):
     rec = game.record(500)
-    found = functions.find_hero(rec['frames'])
+    found, facing = functions.find_hero(rec['frames'])
     assert (found == rec['truth']['hero'] // game.STEP).all()
     nobody = game.Game().screens
-    assert (functions.find_hero(nobody) == -1).all()
+    assert (functions.find_hero(nobody)[0] == -1).all()

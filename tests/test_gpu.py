@@ -64,7 +64,7 @@ def test_zelda_at_its_true_size(scripts, stage, parameters, tflop, gigabytes):
     """An update in bfloat16 with tensors that have shapes and no content. (They are on the meta
     device and say that they are on a CPU, for autocast does not know `meta`.) What is kept for the
     backward pass leaves room on a card of 24 GB."""
-    c = {s: configurator.resolve(s, scripts, ['config/zelda.py']) for s in STAGES}
+    c = {s: configurator.resolve(s, scripts, ['config/zelda.py']) for s in STAGES[:3]}
     kept = {}
 
     def keep(x):
@@ -192,7 +192,7 @@ def test_every_setting_of_the_plan_is_one(scripts):
         if name == 'bench':
             own = [a for a in argv if a[2:].split('=')[0] in scripts['bench'].keys]
             assert configurator.resolve('bench', scripts, [argv[0], *own])['stage'] == 'all'
-            users = [*STAGES, 'sample']
+            users = [*STAGES[:3], 'sample']
             argv = [a for a in argv if a not in own or a.startswith(('--dataset', '--out_dir'))]
         for user in users:
             config = configurator.resolve(user, scripts, argv)
@@ -376,8 +376,8 @@ def test_the_rehearsal(tmp_path):
     found = report['steps']
     assert list(found) == [name for name in planned() if name != 'tests of compile']
     assert all(s['state'] == 'ok' and s['figures'] and s['command'] for s in found.values())
-    assert found['tests']['figures'] == dict(passed=1, skipped=9, failed=[])
-    for stage in STAGES:
+    assert found['tests']['figures'] == dict(passed=1, skipped=12, failed=[])
+    for stage in STAGES[:3]:
         assert found[stage]['figures']['updates'] == 6
     assert list(found['bench zelda']['figures']) == ['dynamics']
     assert list(found['bench tiny']['figures']) == ['tokenizer']
