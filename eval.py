@@ -33,6 +33,7 @@ import scores
 from recordings import game
 from recordings.reading import find_hero
 from scores import table
+from training import checkpoint
 from training.folder import holds_checkpoint
 from world import load_world, synchronize, taken_actions
 
@@ -56,7 +57,6 @@ device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 batch = 16  # windows at a time
 atlas_starts, atlas_frames = 4, 8
-
 
 
 def keep(name, report, card):
@@ -400,8 +400,12 @@ player_lines = []
 if holds_checkpoint(os.path.join(out_dir, 'policy')):
     picks = data.windows(recording, 'val', context, frame_stride)
     picks = picks[np.linspace(0, len(picks) - 1, 64).astype(int)]
-    player_lines, report['player'] = scores.measure(out_dir, recording, world, picks, seed, device,
-                                                    ctx, dtype, best_of, maskgit_steps, temperature)
+    try:
+        player_lines, report['player'] = scores.measure(
+            out_dir, recording, world, picks, seed, device, ctx, dtype, best_of, maskgit_steps,
+            temperature)
+    except (checkpoint.CheckpointError, data.DataError) as e:  # the world has its card all the same
+        player_lines = ['', f'The player was not measured: {" ".join(str(e).split())}']
 
 # -----------------------------------------------------------------------------
 # the card

@@ -906,9 +906,9 @@ class Policy(nn.Module):
         return trained + (loss - trained).detach(), metrics
 
     def moved_places(self, B, device):
-        """Which patch (B,S) is seen at each place when clips are moved at random, whole patches, the
-        edges repeated: where things are is not to be learned by heart (random shifts, Kostrikov et
-        al. 2020, arXiv:2004.13649). None where they are not moved."""
+        """Which patch (B,S) is seen at each place when clips are moved at random by whole patches,
+        the edges repeated: where things are is not to be learned by heart (random shifts, Kostrikov
+        et al. 2020, arXiv:2004.13649). None where they are not moved."""
         c = self.config
         if not c.shift:
             return None
