@@ -159,7 +159,7 @@ def test_the_page(server):
     page = body.decode()
     assert status == 200 and headers['Content-Type'].startswith('text/html')
     facts = json.loads(re.search(r'const world = (.*)', page)[1])
-    assert facts == dict(names=NAMES, memory=2, height=16, width=16, fps=15)
+    assert facts == dict(names=NAMES, memory=2, watch=False, height=16, width=16, fps=15)
     assert not re.search(r'https?:|src=|href=|@import|url\(', page)  # it is all there is
     assert server.said == f'play at http://127.0.0.1:{server.port} (Ctrl-C ends)\n'
 
