@@ -381,16 +381,16 @@ if layout is not None and with_keys and any(names):
         is_free, is_blocked = goes.all(1) & stays, ~goes.any(1)
         # for each action of that name: share of the frames in which he is where he should be, (n,)
         codes_of_name = [code for code in range(n_actions) if names[code].split(' ')[0] == name]
-        scores = [(dreamed_places(c) == places).all(2).mean(1) for c in codes_of_name]
-        if not scores:
-            scores = [np.zeros(len(starts))]  # no action has this name: none obeys
-        free += [score[is_free] for score in scores]
-        blocked += [score[is_blocked] for score in scores]
+        shares = [(dreamed_places(c) == places).all(2).mean(1) for c in codes_of_name]
+        if not shares:
+            shares = [np.zeros(len(starts))]  # no action has this name: none obeys
+        free += [share[is_free] for share in shares]
+        blocked += [share[is_blocked] for share in shares]
         if is_free.any():
-            by_action[name] = float(np.mean(np.concatenate([s[is_free] for s in scores])))
-    for key, scores in (('obey', np.concatenate(free)), ('obey_blocked', np.concatenate(blocked))):
-        if len(scores):
-            measure(key, np.mean, scores)
+            by_action[name] = float(np.mean(np.concatenate([s[is_free] for s in shares])))
+    for key, shares in (('obey', np.concatenate(free)), ('obey_blocked', np.concatenate(blocked))):
+        if len(shares):
+            measure(key, np.mean, shares)
     report['obey_by_action'] = by_action
 
 # -----------------------------------------------------------------------------

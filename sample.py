@@ -100,7 +100,6 @@ truth[torch.from_numpy(~is_known).to(device)] = 0  # grey
 # imagine
 
 
-
 def imagine():
     """The rollouts (B,T,C,H,W), with the true context before them."""
     generator = torch.Generator(device).manual_seed(seed)

@@ -9,7 +9,7 @@ import torch
 
 from player import Played, Player, labelled, meaning_of_codes
 from recordings import game
-from recordings.hunter import LEVEL_FRAMES, LEVEL_SLAIN, Hunter, play_levels
+from recordings.hunter import LEVEL_FRAMES, LEVEL_SLAIN, Dice, Expert, play_levels
 from recordings.reading import fates
 from training.checkpoint import CheckpointError
 from world import Dream
@@ -69,26 +69,6 @@ def imitation(player, recording, out_dir, ctx, dtype, device):
 
 # -----------------------------------------------------------------------------
 # levels
-
-
-class Expert(Hunter):
-    def __init__(self, game):
-        super().__init__(game, seed=0, noise=0)
-
-    def act(self, frames):
-        return super().act()
-
-
-class Dice:
-    """Actions by chance."""
-
-    def __init__(self, game):
-        self.game, self.rng = game, np.random.default_rng(14)
-
-    def act(self, frames):
-        if self.game.stick:
-            return self.rng.uniform(-1, 1, (self.game.n, 3))
-        return self.rng.integers(0, len(game.ACTIONS), self.game.n)
 
 
 def levels(out_dir, recording, seed, device, best_of, ctx):

@@ -161,14 +161,29 @@ def play_levels(levels, make_player, stick=False):
     return game.slain
 
 
+class Expert(Hunter):
+    """Who is never distracted, in the place of a player."""
+
+    def __init__(self, game):
+        super().__init__(game, seed=0, noise=0)
+
+    def act(self, frames):
+        return super().act()
+
+
+class Dice:
+    """Actions by chance, in the place of a player."""
+
+    def __init__(self, game):
+        self.game, self.rng = game, np.random.default_rng(14)
+
+    def act(self, frames):
+        if self.game.stick:
+            return self.rng.uniform(-1, 1, (self.game.n, 3))
+        return self.rng.integers(0, len(ACTIONS), self.game.n)
+
+
 if __name__ == '__main__':
-    class Expert(Hunter):
-        def __init__(self, game):
-            super().__init__(game, seed=0, noise=0)
-
-        def act(self, frames):
-            return super().act()
-
     for stick in (False, True):
         slain = play_levels(np.arange(100), Expert, stick)
         print(f'stick {stick}: {(slain >= LEVEL_SLAIN).sum()} of 100 levels solved, '

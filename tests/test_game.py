@@ -209,29 +209,13 @@ def test_a_push_beyond_the_end_is_refused():
 # the hunter, and the levels
 
 
-class Expert(hunter.Hunter):
-    def __init__(self, game):
-        super().__init__(game, seed=0, noise=0)
-
-    def act(self, frames):
-        return super().act()
-
-
-class Dice:
-    def __init__(self, game):
-        self.game, self.rng = game, np.random.default_rng(0)
-
-    def act(self, frames):
-        return self.rng.integers(len(ACTIONS), size=self.game.n)
-
-
 @pytest.mark.parametrize('stick', [False, True])
 def test_the_hunter_solves_every_level(stick):
-    assert (hunter.play_levels(range(20), Expert, stick) >= hunter.LEVEL_SLAIN).all()
+    assert (hunter.play_levels(range(20), hunter.Expert, stick) >= hunter.LEVEL_SLAIN).all()
 
 
 def test_nobody_solves_a_level_by_chance():
-    slain = hunter.play_levels(range(100), Dice)
+    slain = hunter.play_levels(range(100), hunter.Dice)
     assert slain.mean() < 0.5 and (slain < hunter.LEVEL_SLAIN).all()
 
 
