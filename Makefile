@@ -25,21 +25,22 @@ all: say_how_long $(OUT)/dynamics/best.pt
 	@echo "pictures: $(OUT)/samples/strip.png $(OUT)/samples/rollout.gif    card: $(OUT)/eval.md"
 	@echo "play it:  $(BIN)/python play.py $(CONFIG)"
 
-# the same for $(HUNT), and a fourth stage
-player: $(HUNT_OUT)/dynamics/best.pt $(HUNT_OUT)/policy/best.pt
+# the same for $(HUNT), and a fourth stage; two stages at a time, each on half of the cores
+player: data/hunt.h5
+	OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )) $(MAKE) -j2 \
+		--no-print-directory $(HUNT_OUT)/dynamics/best.pt $(HUNT_OUT)/policy/best.pt
 	$(BIN)/python sample.py $(HUNT) --actions=policy
 	$(BIN)/python eval.py $(HUNT)
 	@echo "he plays: $(HUNT_OUT)/samples/rollout.gif    card: $(HUNT_OUT)/eval.md"
 	@echo "watch:    $(BIN)/python play.py $(HUNT) --watch=True"
 
 $(HUNT_OUT)/dynamics/best.pt: $(HUNT_OUT)/tokenizer/best.pt $(HUNT_OUT)/latent_actions/best.pt
-	$(BIN)/python dynamics.py $(HUNT)
-
 $(HUNT_OUT)/policy/best.pt: $(HUNT_OUT)/latent_actions/best.pt
-	$(BIN)/python policy.py $(HUNT)
 
+# each line with the name of its stage; the exit code is that of the stage
+$(HUNT_OUT)/%/best.pt: SHELL = bash
 $(HUNT_OUT)/%/best.pt: data/hunt.h5
-	$(BIN)/python $*.py $(HUNT)
+	$(BIN)/python $*.py $(HUNT) > >(awk '{print "$* | " $$0; fflush()}')
 
 data/hunt.h5: | .venv/installed
 	$(BIN)/python data.py game $@ --player=hunter --n_frames=24000

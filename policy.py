@@ -40,7 +40,7 @@ frame_stride = 1  # every how many frames of the recording
 patch_size = 8  # pixels; divides height and width
 n_layer = 3
 n_head = 4
-n_embd = 128
+n_embd = 64
 chunk = 4  # steps ahead that he plans
 n_bins = 17  # of each number, where actions are numbers; odd, so that one is zero
 shift = 1  # patches by which a clip is moved at random in training; 0 = off
@@ -49,7 +49,7 @@ energy = 'isolated'  # how the energy model is trained beside: off, isolated, se
 # alternating, adaptive, cached, joint (model.py, class Policy)
 energy_temperature = 0.5
 # training
-max_iters = 5000  # updates
+max_iters = 7000  # updates
 total_batch_size = 16  # clips an update, over all ranks and micro-batches
 device_batch_size = 16  # clips a micro-batch, at most
 learning_rate = 4e-3  # peak

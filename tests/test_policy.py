@@ -15,7 +15,7 @@ import torch
 import configurator
 import data
 import scores
-from launch import ROOT, recording as make_recording, refused, run, train
+from launch import CONFIG, ROOT, STAGES, recording as make_recording, refused, run, train
 from model import ENERGY, Optimizers, Policy, PolicyConfig
 from player import Played, Player, labelled, meaning_of_codes
 from recordings import game, reading
@@ -604,14 +604,39 @@ def test_a_card_for_the_player_alone(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('energy', [e for e in ENERGY if e != 'isolated'])  # a test of all stages'
-def test_two_ranks_end_equal_with_every_energy(world, tmp_path, energy):
+def test_the_whole_card_of_the_built_in_game_has_a_player(tmp_path):
+    """Imitation, levels and the dream, after stages that have learned next to nothing."""
+    config = tmp_path / 'a.py'
+    config.write_text(CONFIG.format(dataset=str(tmp_path / 'a.h5'), out=str(tmp_path / 'out'))
+                      .replace('patch_size = 4', 'patch_size = 8'))
+    commands = ['data.py', 'game', tmp_path / 'a.h5', '--player=hunter', '--n_frames=1000']
+    for script in (*(f'{stage}.py' for stage in STAGES), 'eval.py'):
+        commands += [',', script, config]
+    said = train('tests/several.py', *commands).stdout
+    player = json.loads((tmp_path / 'out' / 'eval.json').read_text())['player']
+    assert list(player) == ['imitation', 'levels', 'dream']
+    assert player['levels']['expert']['solved'][0] == 1 > player['levels']['drawn']['solved'][0]
+    for who in player['dream'].values():
+        assert 0 <= who['slain'][0] <= who['slain'][0] + who['gone'][0] <= 1
+    card = (tmp_path / 'out' / 'eval.md').read_text()
+    for words in ('the player, held out', 'drawn, map from 25 labels', 'in the dream, 32 frames'):
+        assert words in card and words in said
+
+
+@pytest.mark.slow
+def test_two_ranks_end_equal_with_every_energy(world, tmp_path):
     """Before each save the ranks compare their weights, and stop if they differ."""
-    shutil.copytree(world[1] / 'latent_actions', tmp_path / 'latent_actions')
-    more = [f'--out_dir={tmp_path}', f'--energy={energy}', '--max_iters=12']
-    train('policy.py', world[0], *more, ranks=2)
-    metrics = checkpoint.load(tmp_path / 'policy' / 'ckpt_00000012.pt')['metrics']
-    assert ('rank_acc' in metrics) == (energy != 'off')
+    energies = [e for e in ENERGY if e != 'isolated']  # which a test of all stages has
+    for energy in energies:
+        shutil.copytree(world[1] / 'latent_actions', tmp_path / energy / 'latent_actions')
+    commands = []
+    for energy in energies:
+        commands += [',', 'policy.py', world[0], f'--out_dir={tmp_path / energy}',
+                     f'--energy={energy}', '--max_iters=12']
+    train('tests/several.py', *commands, ranks=2)
+    for energy in energies:
+        metrics = checkpoint.load(tmp_path / energy / 'policy' / 'ckpt_00000012.pt')['metrics']
+        assert ('rank_acc' in metrics) == (energy != 'off')
 
 
 @pytest.mark.slow
