@@ -30,6 +30,7 @@ from pictures import grid, save_png
 from recordings import game, hunter
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, read_optional, refuse)
+from recordings.clock import MAX_RATE
 from recordings.video import STILL_SECONDS, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -369,7 +370,8 @@ def true_or_false(text):
 def expect_files(video, labels):
     """Raises DataError for a file that is not there: from which folder it was looked for."""
     for path, expected in ((video, 'a video'), (labels, 'an .npz with actions')):
-        if path and '://' not in path and not os.path.exists(path):
+        is_pattern = path == video and '%' in os.path.basename(path)
+        if path and '://' not in path and not is_pattern and not os.path.exists(path):
             refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
 
 
@@ -387,10 +389,12 @@ def parse_command_line():
     p.add_argument('--stick', type=true_or_false, default=False,
                    help='True: actions are three numbers, right, down and swing, instead of keys')
     p = commands.add_parser('video', help='import a video')
-    p.add_argument('video')
+    p.add_argument('video', help='a file, a folder of pictures, or shot_%%04d.png')
     p.add_argument('path')
     p.add_argument('--size', type=size, default=(128, 128), help='128 or 128x96, width x height')
-    p.add_argument('--fps', type=float, help="default: the video's own average rate")
+    p.add_argument('--fps', type=float, help='default: the rate of the video')
+    p.add_argument('--source_fps', type=float, help='the rate of the video, where its timestamps '
+                   'are wrong; pictures have none')
     p.add_argument('--labels', help='.npz with actions, one per source frame; '
                    'perhaps episode_starts, action_names')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
@@ -406,8 +410,10 @@ def parse_command_line():
     if a.command == 'game' and (a.seed < 0 or not 0 <= a.layout <= game.FIRST_LEVEL // 2):
         parser.error('no negative seed or layout, and no layout above '
                      f'{game.FIRST_LEVEL // 2:,}, where the levels are near')
-    if a.command == 'video' and a.fps is not None and not 0 < a.fps <= 1000:
-        parser.error(f'--fps={a.fps:g}: frames per second, above 0, at most 1000')
+    for name in ('fps', 'source_fps') if a.command == 'video' else ():
+        rate = getattr(a, name)
+        if rate is not None and not 0 < rate <= MAX_RATE:
+            parser.error(f'--{name}={rate:g}: frames per second, above 0, at most {MAX_RATE}')
     return a
 
 
@@ -420,7 +426,8 @@ if __name__ == '__main__':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
             expect_files(a.video, a.labels)
-            tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression)
+            tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression,
+                                 a.source_fps)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
         check(a.path)

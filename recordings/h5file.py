@@ -202,6 +202,13 @@ def check_actions(actions, n, path):
     return actions
 
 
+def check_names(names, actions, path):
+    needed = actions.shape[1] if actions.ndim == 2 else int(actions.max()) + 1
+    if len(names) < needed:
+        refuse(path, f'{len(names)} action_names', f'{needed}, one per action',
+               'mend or leave out "action_names"')
+
+
 def check_starts(starts, n, path):
     """-> int64 (E,), if they are sorted, the first is 0 and all are below n."""
     expected = f'whole numbers, first 0, increasing, below {n}'
@@ -243,18 +250,25 @@ def read_optional(f, n, path):
     names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
     if names is not None:
         names = [to_text(name) for name in np.atleast_1d(names)]
-        needed = 0
         if actions is not None:
-            needed = actions.shape[1] if actions.ndim == 2 else int(actions.max()) + 1
-        if len(names) < needed:
-            refuse(path, f'{len(names)} action_names', f'{needed}, one per action',
-                   'mend or delete the attribute')
+            check_names(names, actions, path)
     if fps is not None:
         if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:
-            refuse(path, f'fps = {fps!r}', 'a positive number', 'mend or delete the attribute')
+            refuse(path, f'fps = {fps}', 'a positive number, below 10,000', 'mend or delete the attribute')
         fps = float(fps)
     return dict(actions=actions, action_names=names, episode_starts=starts, truth=truth, fps=fps,
                 source=None if source is None else to_text(source))
+
+
+def check_written(tmp, path):
+    """Raises DataError unless what was written to `tmp` can be loaded as `path`."""
+    try:
+        with open_h5(tmp) as f:
+            frames = plain_dataset(f, 'frames', tmp)
+            check_frames(frames, tmp, None)
+            read_optional(f, len(frames), tmp)
+    except DataError as e:
+        raise DataError(str(e).replace(tmp, str(path))) from None
 
 
 # -----------------------------------------------------------------------------

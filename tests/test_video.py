@@ -3,6 +3,7 @@ import os
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,6 +12,8 @@ from samples import encode, noise, numbered, shown
 
 import data
 import pictures
+from recordings import video
+from recordings.clock import Clock
 from recordings.video import drop_stills, find_cuts, import_video, resize_by_area
 
 
@@ -56,6 +59,105 @@ def test_import_of_a_gif(tmp_path):
     got = data.load(tmp_path / 'a.h5')
     assert got.fps == pytest.approx(10)
     assert abs(got.frames.astype(int) - numbered(12)).max() <= 2
+
+
+def test_time_is_measured_and_not_believed(tmp_path):
+    """Each of them is 30 pictures, a thirtieth of a second apart; the dataset has them all, once."""
+    i, h5 = np.arange(30), str(tmp_path / 'a.h5')
+    millisecond = Fraction(1, 1000)
+    stored = {
+        'a browser, whose nominal rate is its clock': (i * 100 // 3, 1000, [0]),
+        'timestamps twice each': (i // 2 * 2 * 100 // 3, 30, [0]),
+        'nothing for 5 s': (i * 100 // 3 + (i >= 10) * 5_000, 30, [0, 10]),
+        'nothing for 11 s': (i * 100 // 3 + (i >= 10) * 11_000, 30, [0, 10]),
+    }
+    for what, (times, rate, begins) in stored.items():
+        video = encode(tmp_path / 'a.mkv', numbered(30), rate, times.tolist(), millisecond)
+        tally = import_video(video, h5, 16, 16)
+        assert tally['source'] == 30 and shown(h5) == list(range(30)), what
+        assert data.load(h5).fps == pytest.approx(30, abs=0.02) and starts(h5) == begins, what
+    for source_fps, fps, wanted in ((15, None, list(range(30))), (60, 15, list(range(0, 30, 4)))):
+        import_video(video, h5, 16, 16, fps=fps, source_fps=source_fps)  # whatever is stored
+        assert shown(h5) == wanted and data.load(h5).fps == 15
+
+
+def test_films_joined_into_one_file(tmp_path):
+    """The clock goes back where the second begins; so does an episode."""
+    parts = [encode(tmp_path / f'{k}.ts', numbered(28), 30) for k in (0, 1)]
+    joined, h5 = tmp_path / 'a.ts', str(tmp_path / 'a.h5')
+    joined.write_bytes(b''.join(Path(part).read_bytes() for part in parts))
+    import_video(str(joined), h5, 16, 16)
+    assert shown(h5) == [*range(28)] * 2 and starts(h5) == [0, 28] and data.load(h5).fps == 30
+
+
+def stream(ticks_a_second=1000, says=None, b_frames=0):
+    return SimpleNamespace(time_base=Fraction(1, ticks_a_second), average_rate=says,
+                           guessed_rate=None, base_rate=None,
+                           codec_context=SimpleNamespace(has_b_frames=b_frames))
+
+
+def shown_at(clock, timestamps):
+    return [round(float(clock.next(pts)[0]), 3) for pts in timestamps]
+
+
+def test_b_pictures_in_a_container_that_knows_only_how_they_are_stored():
+    """avi numbers them in that order; as they are decoded, in that of showing, 1, 3, 4, 2, 6, ..."""
+    clock = Clock(np.arange(1, 9), 1, stream(30, says=30, b_frames=2))
+    assert shown_at(clock, [1, 3, 4, 2, 6, 7, 5, 8]) == [round(k / 30, 3) for k in range(8)]
+    stored = np.array([0, 4, 2, 1, 3, 8, 6, 5, 7])  # any other container has the times of showing
+    clock = Clock(stored, 1, stream(30, says=30, b_frames=2))
+    assert shown_at(clock, range(9)) == [round(k / 30, 3) for k in range(9)]
+    clock = Clock(stored, 1, stream(30, says=30, b_frames=2))  # some cannot be decoded
+    assert shown_at(clock, [2, 3, 7, 8, 9]) == [round(k / 30, 3) for k in (2, 3, 7, 8, 9)]
+
+
+def test_rates_are_named_as_nearly_as_the_clock_allows():
+    times = np.arange(90) * 1001 // 30
+    assert Clock(times, 1, stream(says=Fraction(30000, 1001))).rate == 30000 / 1001
+    assert Clock(times, 1, stream(says=1000)).rate == pytest.approx(29.97, abs=0.01)
+    assert Clock(np.arange(90) * 100 // 3, 1, stream(says=1000)).rate == 30
+    assert Clock(np.arange(9) * 5000, 1, stream(says=None)).rate == 0.2, 'no gap: slow'
+    assert Clock(np.zeros(9, np.int64), 0, stream(says=None)).rate == 25, 'no timestamps'
+
+
+def test_the_last_picture_lasts_no_longer_than_a_gap(monkeypatch):
+    """A recorder that forgot to stop: it stands for nine hours."""
+    frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001) for k in range(9)]
+    monkeypatch.setattr(video, 'decode', lambda source: frames)
+    for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
+        frames[-1].duration = duration
+        clock = Clock(np.arange(9) * 100, 1, stream())
+        *_, last = video.timed_frames(None, 'a.mp4', clock, Counter(), [])
+        assert last[0] == pytest.approx(end) and last[1] is None
+
+
+def test_pictures_are_a_source_of_a_stated_rate(tmp_path):
+    for k, picture in enumerate(numbered(12)):
+        pictures.save_png(tmp_path / f'shot_{k}.png', picture)
+    h5 = str(tmp_path / 'a.h5')
+    for source in (tmp_path, tmp_path / 'shot_%d.png'):
+        import_video(str(source), h5, 16, 16, source_fps=10)
+        assert shown(h5) == list(range(12)) and data.load(h5).fps == 10, '10 comes after 9'
+    for source, words in ((tmp_path, 'source_fps=15'), (tmp_path / 'x_%d.png', 'found 0 pictures')):
+        with pytest.raises(data.DataError, match=words):
+            import_video(str(source), h5, 16, 16)
+
+
+def test_what_cannot_be_loaded_replaces_nothing(tmp_path):
+    """Names that do not suffice are found before anything is decoded, a rate of 90,000 too."""
+    h5 = tmp_path / 'a.h5'
+    h5.write_bytes(b'a good one')
+    np.savez(tmp_path / 'few.npz', actions=np.arange(30) % 4, action_names=['noop', 'left'])
+    good = encode(tmp_path / 'a.mkv', numbered(30), 30)
+    with pytest.raises(data.DataError, match='2 action_names'):
+        import_video(str(tmp_path / 'never opened'), h5, 16, 16, labels=tmp_path / 'few.npz')
+    fast = encode(tmp_path / 'b.mp4', numbered(30), 90_000, range(30), Fraction(1, 90_000))
+    with pytest.raises(data.DataError, match='90,000 pictures a second'):
+        import_video(fast, h5, 16, 16)
+    with pytest.raises(data.DataError, match='fps = 20000') as e:  # which loading the file finds
+        import_video(good, h5, 16, 16, fps=20_000.0)
+    assert '.tmp' not in str(e.value)
+    assert h5.read_bytes() == b'a good one' and not list(tmp_path.glob('*.tmp*'))
 
 
 def test_a_broken_video_is_refused(tmp_path):
