@@ -395,6 +395,7 @@ def parse_command_line():
     p.add_argument('--fps', type=float, help='default: the rate of the video')
     p.add_argument('--source_fps', type=float, help='the rate of the video, where its timestamps '
                    'are wrong; pictures have none')
+    p.add_argument('--stream', type=int, help='number of the video stream, of several')
     p.add_argument('--labels', help='.npz with actions, one per source frame; '
                    'perhaps episode_starts, action_names')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
@@ -426,10 +427,12 @@ if __name__ == '__main__':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
             expect_files(a.video, a.labels)
-            tally = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad, a.compression,
-                                 a.source_fps)
+            tally, noticed = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad,
+                                          a.compression, a.source_fps, a.stream)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
+            for sentence in noticed:
+                print(f'noticed     {sentence}')
         check(a.path)
     except (DataError, DiskError) as e:
         print(e, file=sys.stderr, flush=True)

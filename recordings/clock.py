@@ -9,11 +9,10 @@ MAX_REORDER = 16  # pictures, by which one may be stored before it is shown; of 
 MAX_RATE = 1000  # pictures a second
 
 
-def packet_times(container):
+def packet_times(container, stream):
     """The timestamps of all pictures in the order in which they are stored, in ticks; one that has
     none has that before it. And the share that has one. Nothing is decoded."""
-    packets = container.demux(container.streams.video[0])
-    found = [packet.pts for packet in packets if packet.size] or [None]
+    found = [packet.pts for packet in container.demux(stream) if packet.size] or [None]
     has_one = np.array([pts is not None for pts in found], bool)
     ticks, before = np.zeros(len(found), np.int64), 0
     for i, pts in enumerate(found):

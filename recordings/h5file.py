@@ -34,8 +34,14 @@ class DataError(Exception):
     exit_code = 3
 
 
+def printable(text):
+    """A name from a file, or of one, as a terminal may show it."""
+    text = str(text).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in text)
+
+
 def refuse(path, found, expected, cure):
-    raise DataError(f'{path}: found {found}\n  expected {expected}\n  cure: {cure}')
+    raise DataError(f'{printable(path)}: found {found}\n  expected {expected}\n  cure: {cure}')
 
 
 def one_line(error):

@@ -3,58 +3,24 @@ A video becomes a dataset, one frame at a time, in bounded memory:
 decode -> resample in time -> crop or pad, average down -> drop what stands still -> write -> find
 the cuts.
 """
-import contextlib
 import functools
 import math
 import os
-import re
-from collections import Counter
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from files import replacing
-from recordings.clock import MAX_RATE, Clock, packet_times, resample
+from recordings.clock import resample
+from recordings.film import Film, display_matrix, noticed, rgb
 from recordings.h5file import (check_actions, check_names, check_starts, check_written, create_h5,
-                               one_line, refuse)
+                               one_line, printable, refuse)
 
-# av takes a second to import: the functions that need it import it
-
-PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
 STILL_LEVELS = 16  # of 255: the largest change of a pixel that compression noise may make
 CUT_SCORE = 3.0  # see find_cuts
 CUT_RATIO = 4.0
-
-# -----------------------------------------------------------------------------
-# decode
-
-
-def timed_frames(source, path, clock, tally, begins):
-    """Yields (seconds since the first frame, av frame) as the clock times them, and at last
-    (end, None). tally['source'] counts the frames; `begins` gets the numbers of those with which a
-    stretch begins. Raises DataError."""
-    import av
-    last, duration = None, 0
-    try:
-        for frame in decode(source):
-            seconds, stretch = clock.next(frame.pts)
-            if stretch != last:
-                begins.append(tally['source'])
-            last, duration = stretch, float(frame.duration * (frame.time_base or 0))
-            tally['source'] += 1
-            yield seconds, frame
-    except av.FFmpegError as e:
-        found = f'a video that cannot be decoded after frame {tally["source"]} ({one_line(e)})'
-        refuse(path, found, 'a whole video',
-               'copy it again, or mend it: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4')
-    if not tally['source']:
-        refuse(path, 'a video without frames', 'at least 2 frames', 'record it again')
-    if not clock.step / 2 < duration <= clock.longest:
-        duration = clock.step
-    yield seconds + duration, None
-
 
 # -----------------------------------------------------------------------------
 # size
@@ -100,11 +66,13 @@ def resize_by_area(picture, width, height, pad, pixel_aspect=1.0):
     return out
 
 
-def resize_all(frames, width, height, pad, pixel_aspect):
+def resize_all(frames, width, height, pad, film):
     """(index, av frame), ... -> (index, picture (height,width,3) uint8), ..."""
     for index, frame in frames:
-        picture = frame.to_ndarray(format='rgb24')
-        yield index, resize_by_area(picture, width, height, pad, pixel_aspect)
+        is_turned = not display_matrix(frame)[0]
+        aspect = 1 / film.pixel_aspect if is_turned else film.pixel_aspect
+        picture = rgb(frame, film.counts)
+        yield index, resize_by_area(picture, width, height, pad, aspect)
 
 
 # -----------------------------------------------------------------------------
@@ -193,55 +161,6 @@ def read_labels(path):
     return labels
 
 
-def pictures_of(path):
-    """The files of an image sequence in the order of their numbers: path is their folder, or has a
-    %d or %04d for the number. None where it is neither. Raises DataError."""
-    folder, name = (path, '*') if os.path.isdir(path) else os.path.split(path)
-    number = re.search('%(0[0-9]+)?d', name)
-    if name != '*' and (number is None or os.path.exists(path)):
-        return None
-    pattern = '.*'
-    if number:
-        before, after = map(re.escape, (name[:number.start()], name[number.end():]))
-        pattern = f'{before}[0-9]{{{int(number[1] or 1)},}}{after}'
-    try:
-        found = [n for n in os.listdir(folder or '.') if n.lower().endswith(PICTURES)
-                 and re.fullmatch(pattern, n)]
-    except OSError as e:
-        refuse(path, f'a folder that cannot be read ({one_line(e)})', 'pictures', 'check the path')
-    if len(found) < 2:
-        refuse(path, f'{len(found)} pictures', f'at least 2, {", ".join(PICTURES)}',
-               'check the path')
-    digits = {n: [int(x) for x in re.findall('[0-9]+', n)] for n in found}
-    return [os.path.join(folder, n) for n in sorted(found, key=lambda n: (digits[n], n))]
-
-
-def decode(source):
-    """An open container, or the paths of pictures -> av frames."""
-    if not isinstance(source, list):
-        stream = source.streams.video[0]
-        stream.thread_type = 'AUTO'
-        yield from source.decode(stream)
-        return
-    for path in source:
-        with open_video(path) as picture:
-            yield next(picture.decode(video=0))
-
-
-def open_video(path):
-    """An open av container that has a video stream; DataError otherwise."""
-    import av
-    try:
-        container = av.open(path)
-    except (av.FFmpegError, OSError) as e:
-        refuse(path, f'a file that PyAV cannot open ({one_line(e)})', 'a video',
-               'check the path, or ffmpeg -i IN OUT.mp4')
-    if not container.streams.video:
-        container.close()
-        refuse(path, 'no video stream in it', 'a video', 'check the path')
-    return container
-
-
 def write_frames(d, frames):
     """Appends (index, picture, cut), ... to the growing h5 dataset d.
 
@@ -263,55 +182,33 @@ def write_frames(d, frames):
     return indices, cuts, change, shift
 
 
-@contextlib.contextmanager
-def open_source(video, source_fps):
-    """What `decode` takes, its Clock, and width over height of its pixels. Raises DataError."""
-    paths = pictures_of(video)
-    if paths and not source_fps:
-        refuse(video, f'{len(paths)} pictures, which have no rate', '--source_fps',
-               'say how many there are a second: --source_fps=15')
-    if paths:
-        yield paths, Clock(np.zeros(len(paths), np.int64), 0, None, source_fps), 1.0
-        return
-    with open_video(video) as container:
-        times = packet_times(container)
-    with open_video(video) as container:
-        stream = container.streams.video[0]
-        clock = Clock(*times, stream, source_fps)
-        if clock.rate > MAX_RATE:
-            refuse(video, f'timestamps for {clock.rate:,.0f} pictures a second',
-                   f'at most {MAX_RATE}', 'say how many there are: --source_fps=30')
-        yield container, clock, float(stream.sample_aspect_ratio or 1) or 1.0
-
-
 def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=False,
-                 compression='gzip', source_fps=None):
+                 compression='gzip', source_fps=None, stream=None):
     """Writes the h5 file `path` from anything PyAV decodes; returns a Counter of frames: source,
-    still, blank. Raises DataError, DiskError; then `path` is what it was.
+    still, blank, and what else was noticed, sentences. Raises DataError, DiskError; then `path` is
+    what it was.
 
-    video: a file, an address, a folder of pictures or their names with %d or %04d for the number.
-    fps: of the dataset; else that of the source. source_fps: the rate of the source, whatever its
-    timestamps say; pictures need it. labels: an .npz, see read_labels. A new frame takes the action
+    video, source_fps, stream: see Film. fps: of the dataset; else that of the source. labels: an
+    .npz, see read_labels. A new frame takes the action
     of the source frame that it shows. When labels bring episode_starts they are trusted: those are
     the episodes, nothing is dropped and no cut is looked for.
     """
     given = read_labels(labels) if labels else {}
     trusted = 'episode_starts' in given
-    tally, begins = Counter(), []
-    with open_source(video, source_fps) as (source, clock, pixel_aspect):
+    with Film(video, source_fps, stream) as film:
+        tally, clock = film.counts, film.clock
         fps = fps or clock.rate
         total = round(len(clock.seconds) * clock.step * fps)
-        frames = timed_frames(source, video, clock, tally, begins)
-        frames = resample(frames, fps, slack=min(clock.tick + 1e-6, 0.25 / fps))
+        frames = resample(film.frames(), fps, slack=min(clock.tick + 1e-6, 0.25 / fps))
         frames = tqdm(frames, desc='importing', unit=' frames', disable=None, total=total)
-        frames = resize_all(frames, width, height, pad, pixel_aspect)
+        frames = resize_all(frames, width, height, pad, film)
         if trusted:
             frames = ((index, picture, False) for index, picture in frames)
         else:
             frames = drop_stills(frames, STILL_SECONDS * fps, tally)
         with replacing(path) as tmp:
             with h5py.File(tmp, 'w') as f:
-                d = create_h5(f, height, width, compression, os.path.basename(video), fps,
+                d = create_h5(f, height, width, compression, printable(os.path.basename(video)), fps,
                               given.get('action_names'))
                 indices, cuts, change, shift = write_frames(d, frames)
                 if len(indices) < 2:
@@ -326,8 +223,8 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
                     starts = np.unique(np.searchsorted(indices, given['episode_starts']))
                 else:
                     cuts = np.array(cuts) | find_cuts(np.array(change), np.array(shift))
-                    after_gaps = np.searchsorted(indices, begins)
+                    after_gaps = np.searchsorted(indices, film.begins)
                     starts = np.union1d(np.flatnonzero(cuts), after_gaps)
                 f['episode_starts'] = starts[starts < len(indices)]
             check_written(tmp, path)
-    return tally
+        return tally, noticed(film)

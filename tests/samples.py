@@ -34,12 +34,13 @@ def shown(path):
         return np.round(f['frames'][:, 0, 0, 0] / 8).astype(int).tolist()
 
 
-def encode(path, frames, fps=30, times=None, tick=None):
-    """A lossless video. times: when each frame is shown, in units of `tick` seconds."""
+def encode(path, frames, fps=30, times=None, tick=None, faststart=False):
+    """A lossless video. times: when each frame is shown, in units of `tick` seconds. faststart: an
+    mp4 whose index stands in front."""
     tick = tick or Fraction(1, fps)
     if times is None:
         times = range(len(frames))
-    with av.open(str(path), 'w') as out:
+    with av.open(str(path), 'w', options={'movflags': 'faststart'} if faststart else {}) as out:
         stream = out.add_stream('libx264rgb', rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = 'rgb24'

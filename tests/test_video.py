@@ -5,15 +5,18 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import h5py
 import numpy as np
 import pytest
+from av.stream import Disposition
+from PIL import Image
 from samples import encode, noise, numbered, shown
 
 import data
 import pictures
-from recordings import video
 from recordings.clock import Clock
+from recordings.film import Film
 from recordings.video import drop_stills, find_cuts, import_video, resize_by_area
 
 
@@ -73,7 +76,7 @@ def test_time_is_measured_and_not_believed(tmp_path):
     }
     for what, (times, rate, begins) in stored.items():
         video = encode(tmp_path / 'a.mkv', numbered(30), rate, times.tolist(), millisecond)
-        tally = import_video(video, h5, 16, 16)
+        tally, _ = import_video(video, h5, 16, 16)
         assert tally['source'] == 30 and shown(h5) == list(range(30)), what
         assert data.load(h5).fps == pytest.approx(30, abs=0.02) and starts(h5) == begins, what
     for source_fps, fps, wanted in ((15, None, list(range(30))), (60, 15, list(range(0, 30, 4)))):
@@ -120,14 +123,15 @@ def test_rates_are_named_as_nearly_as_the_clock_allows():
     assert Clock(np.zeros(9, np.int64), 0, stream(says=None)).rate == 25, 'no timestamps'
 
 
-def test_the_last_picture_lasts_no_longer_than_a_gap(monkeypatch):
+def test_the_last_picture_lasts_no_longer_than_a_gap():
     """A recorder that forgot to stop: it stands for nine hours."""
-    frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001) for k in range(9)]
-    monkeypatch.setattr(video, 'decode', lambda source: frames)
+    frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001, is_corrupt=False,
+                              interlaced_frame=False) for k in range(9)]
+    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[])
     for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
         frames[-1].duration = duration
-        clock = Clock(np.arange(9) * 100, 1, stream())
-        *_, last = video.timed_frames(None, 'a.mp4', clock, Counter(), [])
+        film.clock = Clock(np.arange(9) * 100, 1, stream())
+        *_, last = Film.frames(film)
         assert last[0] == pytest.approx(end) and last[1] is None
 
 
@@ -158,6 +162,139 @@ def test_what_cannot_be_loaded_replaces_nothing(tmp_path):
         import_video(good, h5, 16, 16, fps=20_000.0)
     assert '.tmp' not in str(e.value)
     assert h5.read_bytes() == b'a good one' and not list(tmp_path.glob('*.tmp*'))
+
+
+# -----------------------------------------------------------------------------
+# what a player of videos would show
+
+
+def film(path, frames, fmt='yuv444p', codec='libx264', prepare=lambda stream: None, **tags):
+    """A video whose colours are stored as YUV."""
+    with av.open(str(path), 'w') as out:
+        stream = out.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], fmt
+        stream.options = {'crf': '0', 'preset': 'ultrafast'} if codec == 'libx264' else {}
+        prepare(stream)
+        for x in frames:
+            frame = av.VideoFrame.from_ndarray(x, format='rgb24')
+            out.mux(stream.encode(frame.reformat(format=fmt, **tags)))
+        out.mux(stream.encode())
+    return str(path)
+
+
+CORNERS = np.zeros((4, 32, 16, 3), np.uint8)  # red, green, blue and grey
+CORNERS[:, :16, :8, 0], CORNERS[:, :16, 8:, 1] = 200, 200
+CORNERS[:, 16:, :8, 2], CORNERS[:, 16:, 8:] = 200, 120
+CORNERS[:, :, 4] = np.arange(4)[:, None, None] * 60  # no still
+
+
+@pytest.mark.parametrize('matrix, by_hand', [
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # a phone held upright
+    ((0, -1, 1, 0), np.rot90),
+    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    ((-1, 0, 0, 1), np.fliplr),  # a selfie
+    ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+])
+def test_pictures_are_turned_as_they_are_marked(tmp_path, matrix, by_hand):
+    a, b, c, d = matrix
+
+    def mark(stream):
+        stream.set_display_matrix([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30])
+
+    turned = by_hand(CORNERS[0])
+    path = film(tmp_path / 'a.mp4', CORNERS, prepare=mark)
+    height, width = turned.shape[:2]
+    _, noticed = import_video(path, str(tmp_path / 'a.h5'), width, height)
+    got = data.load(tmp_path / 'a.h5').frames[0]
+    assert np.abs(got.astype(int) - turned).max() <= 3
+    assert noticed == ['4 pictures are marked as turned: turned']
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    for k in range(3):
+        pixels = np.full((16, 16, 4), 200, np.uint8)
+        pixels[:8, :, 3] = 0
+        pixels[8:, k:, 3] = 128
+        Image.fromarray(pixels, 'RGBA').save(tmp_path / f'{k}.png')
+    _, noticed = import_video(str(tmp_path), str(tmp_path / 'a.h5'), 16, 16, source_fps=10)
+    got = data.load(tmp_path / 'a.h5').frames
+    assert (got[:, :8] == 0).all() and abs(got[0, 8:].astype(int) - 100).max() <= 1
+    assert noticed == ['3 pictures are transparent: shown on black']
+
+
+@pytest.mark.parametrize('height, space', [(736, 'ITU709'), (64, 'ITU601')])
+def test_colours_without_a_tag_are_those_of_their_size(tmp_path, height, space):
+    frames = np.repeat(np.repeat(CORNERS, height // 32, 1), height // 32, 2)
+    path = film(tmp_path / 'a.mkv', frames, dst_colorspace=space)
+    import_video(path, str(tmp_path / 'a.h5'), 16, 32)
+    assert np.abs(data.load(tmp_path / 'a.h5').frames.astype(int) - CORNERS).max() <= 3
+
+
+def test_of_several_streams_the_one_that_a_player_would_show(tmp_path):
+    path = str(tmp_path / 'two.mkv')
+    with av.open(path, 'w') as out:
+        streams = [out.add_stream('ffv1', rate=10) for _ in range(2)]
+        for k, stream in enumerate(streams):
+            stream.height, stream.width, stream.pix_fmt = 32, 16, 'bgr0'
+            stream.disposition = Disposition.default if k else Disposition(0)
+        for x in CORNERS:
+            for k, stream in enumerate(streams):
+                frame = av.VideoFrame.from_ndarray(x // (2 - k), format='rgb24')
+                out.mux(stream.encode(frame.reformat(format='bgr0')))
+        for stream in streams:
+            out.mux(stream.encode())
+    for number, wanted in ((None, CORNERS), (0, CORNERS // 2), (1, CORNERS)):
+        _, noticed = import_video(path, str(tmp_path / 'a.h5'), 16, 32, stream=number)
+        assert np.array_equal(data.load(tmp_path / 'a.h5').frames, wanted)
+        assert len(noticed) == 1 and f'streams: {int(number == 1 or number is None) ^ 1} (' \
+            in noticed[0]
+    with pytest.raises(data.DataError, match='2 video streams'):
+        import_video(path, str(tmp_path / 'a.h5'), 16, 32, stream=2)
+
+
+def test_half_a_download_is_what_it_holds_and_said(tmp_path):
+    whole = Path(encode(tmp_path / 'a.mp4', scene(1, 90), 15, faststart=True))
+    half = tmp_path / 'half.mp4'
+    half.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
+    tally, noticed = import_video(str(half), str(tmp_path / 'a.h5'))
+    assert 2 < tally['source'] < 80
+    assert f'{tally["source"]} pictures of 90 that the file declares' in noticed[0]
+    late = tmp_path / 'noindex.mp4'
+    late.write_bytes(Path(encode(tmp_path / 'b.mp4', scene(1, 90), 15)).read_bytes()[:-3000])
+    with pytest.raises(data.DataError, match='moov atom not found.*\n.*\n.*index'):
+        import_video(str(late), str(tmp_path / 'a.h5'))
+
+
+def test_interlaced_pictures_are_deinterlaced(tmp_path):
+    """Every second row is of a moment later: combs at the sides of what moves."""
+    def combed(frames):
+        x = frames[2:-2].astype(int)
+        return np.abs(x[:, 2:-2:2] + x[:, 4::2] - 2 * x[:, 3:-1:2]).mean()
+
+    frames = np.zeros((12, 64, 64, 3), np.uint8)
+    for k, x in enumerate(frames):
+        x[0::2, 4 * k:4 * k + 8], x[1::2, 4 * k + 4:4 * k + 12] = 200, 200
+        x[:, :2] = 90
+
+    def interlace(stream):
+        stream.options = {'flags': '+ilme+ildct', 'qscale': '1'}
+        stream.bit_rate = 8_000_000
+
+    path = film(tmp_path / 'a.mpg', frames, 'yuv420p', 'mpeg2video', interlace)
+    tally, noticed = import_video(path, str(tmp_path / 'a.h5'), 64, 64)
+    got = data.load(tmp_path / 'a.h5').frames
+    assert tally['source'] == tally['interlaced'] == len(got) == 12
+    assert noticed == ['12 pictures are interlaced: deinterlaced']
+    assert combed(got) < combed(frames) / 3
+
+
+@pytest.mark.parametrize('name', ['Hero: the quest.mp4', b'\x96\x60\x8c\xaf.mp4'])
+def test_any_name_is_a_file(tmp_path, name):
+    path = os.path.join(tmp_path, os.fsdecode(name))
+    os.rename(encode(tmp_path / 'a.mp4', numbered(20), 10), path)
+    import_video(path, str(tmp_path / 'a.h5'), 16, 16)
+    assert shown(tmp_path / 'a.h5') == list(range(20))
+    assert data.load(tmp_path / 'a.h5').source.isprintable()
 
 
 def test_a_broken_video_is_refused(tmp_path):
@@ -248,8 +385,8 @@ def test_blank_and_still_stretches(tmp_path):
     before = [play[:30], short, play[30:60]]
     after = [play[:20], black[:5], play[20:40]]
     frames = np.concatenate([*before, still, play[60:], black, *after])
-    tally = import_video(encode(tmp_path / 'a.mp4', frames, 15), str(tmp_path / 'a.h5'), 32, 32)
-    assert tally == dict(source=len(frames), still=40, blank=35)
+    tally, _ = import_video(encode(tmp_path / 'a.mp4', frames, 15), str(tmp_path / 'a.h5'), 32, 32)
+    assert tally == Counter(source=len(frames), still=40, blank=35)
     kept = np.concatenate([*before, play[60:], *after])
     with h5py.File(tmp_path / 'a.h5') as f:
         assert np.array_equal(f['frames'], kept)
@@ -289,7 +426,7 @@ def test_labels_of_still_frames_go_with_them_unless_episodes_are_given(tmp_path)
     assert data.load(h5).actions.tolist() == [*range(30), *range(80, 110)]
     assert starts(h5) == [0, 30]
     np.savez(labels, actions=np.arange(len(frames)), episode_starts=[0])
-    assert import_video(video, h5, 32, 32, labels=labels) == dict(source=110)
+    assert import_video(video, h5, 32, 32, labels=labels)[0] == Counter(source=110)
     assert starts(h5) == [0] and len(shown(h5)) == 110
 
 

@@ -1,0 +1,290 @@
+"""
+A film, or a folder of pictures, as the pictures that a player of videos would show: upright, in
+their colours, of the right stream. What was done to them is counted, for the user is told.
+"""
+import contextlib
+import os
+import re
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+
+from recordings.clock import MAX_RATE, Clock, packet_times
+from recordings.h5file import one_line, refuse
+
+# av takes a second to import: the functions that need it import it
+
+PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'
+HD_HEIGHT = 720  # pixels from which untagged colours are those of BT.709, not of BT.601
+UNTAGGED, BT709, PQ, HLG = 2, 1, 16, 18  # as H.273 numbers them
+
+# -----------------------------------------------------------------------------
+# open
+
+
+def open_container(path):
+    """An open av container that has a video stream. Raises DataError."""
+    import av
+    source = path = str(path)
+    if os.path.exists(path):  # then a colon in its name is not the end of a protocol
+        source = 'file:' + path
+        if not path.isprintable():  # nor does av take bytes that are not UTF-8
+            source = open(path, 'rb')
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    with av.logging.Capture() as log:
+        try:
+            container = av.open(source)
+        except (av.FFmpegError, OSError) as e:
+            said = [message.strip() for _, _, message in log if message.strip()]
+            why = one_line('; '.join(dict.fromkeys(said)) or e)
+            cure = 'check the path, or ffmpeg -i IN OUT.mp4'
+            if 'moov atom' in why:
+                cure = ('its index, which is written last, is missing: copy it again, let the '
+                        'recorder end, or mend it with untrunc')
+            refuse(path, f'a file that FFmpeg cannot open ({why})', 'a video', cure)
+        finally:
+            av.logging.set_level(before)
+    if not container.streams.video:
+        container.close()
+        refuse(path, 'no video stream in it', 'a video', 'check the path')
+    return container
+
+
+def pictures_of(path):
+    """The files of an image sequence in the order of their numbers: path is their folder, or has a
+    %d or %04d for the number. None where it is neither. Raises DataError."""
+    folder, name = (path, '*') if os.path.isdir(path) else os.path.split(path)
+    number = re.search('%(0[0-9]+)?d', name)
+    if name != '*' and (number is None or os.path.exists(path)):
+        return None
+    pattern = '.*'
+    if number:
+        before, after = map(re.escape, (name[:number.start()], name[number.end():]))
+        pattern = f'{before}[0-9]{{{int(number[1] or 1)},}}{after}'
+    try:
+        found = [n for n in os.listdir(folder or '.') if n.lower().endswith(PICTURES)
+                 and re.fullmatch(pattern, n)]
+    except OSError as e:
+        refuse(path, f'a folder that cannot be read ({one_line(e)})', 'pictures', 'check the path')
+    if len(found) < 2:
+        refuse(path, f'{len(found)} pictures', f'at least 2, {", ".join(PICTURES)}',
+               'check the path')
+    digits = {n: [int(x) for x in re.findall('[0-9]+', n)] for n in found}
+    return [os.path.join(folder, n) for n in sorted(found, key=lambda n: (digits[n], n))]
+
+
+def choose_stream(container, number, path):
+    """The video stream of that number among them, or else the one that a player would show: marked
+    default, and no cover picture. Raises DataError."""
+    from av.stream import Disposition
+    streams = container.streams.video
+    if number is not None:
+        if not 0 <= number < len(streams):
+            refuse(path, f'{len(streams)} video streams', f'one of number {number}',
+                   f'--stream=0 to {len(streams) - 1}')
+        return streams[number]
+
+    def rank(stream):
+        return (bool(stream.disposition & Disposition.attached_pic),
+                not stream.disposition & Disposition.default)
+
+    return min(streams, key=rank)
+
+
+class Film:
+    """
+    frames(): what is shown, one after the other, and when. begins: the numbers of the frames with
+    which a stretch begins. counts: of frames in all (source), and of those that are turned, ...
+
+    path: a file, an address, a folder of pictures, or their names with %d or %04d for the number.
+    Raises DataError.
+    """
+
+    def __init__(self, path, source_fps=None, stream=None):
+        self.path, self.counts, self.begins = path, Counter(), []
+        self.container, self.pixel_aspect, self.declared, self.others = None, 1.0, 0, []
+        self.error = ''
+        self.paths = pictures_of(path)
+        if self.paths:
+            if not source_fps:
+                refuse(path, f'{len(self.paths)} pictures, which have no rate', '--source_fps',
+                       'say how many there are a second: --source_fps=15')
+            self.clock = Clock(np.zeros(len(self.paths), np.int64), 0, None, source_fps)
+            return
+        with open_container(path) as container:
+            times = packet_times(container, choose_stream(container, stream, path))
+        self.container = open_container(path)
+        chosen = self.stream = choose_stream(self.container, stream, path)
+        self.others = [(i, s) for i, s in enumerate(self.container.streams.video) if s != chosen]
+        self.clock = Clock(*times, chosen, source_fps)
+        if self.clock.rate > MAX_RATE:
+            refuse(path, f'timestamps for {self.clock.rate:,.0f} pictures a second',
+                   f'at most {MAX_RATE}', 'say how many there are: --source_fps=30')
+        self.pixel_aspect = float(chosen.sample_aspect_ratio or 1) or 1.0
+        self.declared = chosen.frames
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.container:
+            self.container.close()
+
+    # decode
+
+    def decoded(self):
+        """av frames, or None where something could not be decoded."""
+        import av
+        if self.paths:
+            for path in self.paths:
+                with open_container(path) as picture:
+                    yield next(picture.decode(video=0))
+            return
+        self.stream.thread_type = 'AUTO'
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                frames = packet.decode() if packet else []
+            except av.FFmpegError as e:
+                self.counts['undecodable'] += 1
+                self.error = one_line(e)
+                frames = [None]
+                packet = packet if self.counts['undecodable'] < 1000 else None
+            yield from frames
+            if packet is None:
+                return
+
+    def frames(self):
+        """Yields (seconds since the first one, av frame) as the clock times them, and at last
+        (end, None); `begins` gets the numbers of those with which a stretch begins."""
+        last, duration, broken = None, 0, False
+        for frame in deinterlaced(self.decoded(), self.counts):
+            if frame is None or frame.is_corrupt:
+                broken = True
+            if frame is None:
+                continue
+            seconds, stretch = self.clock.next(frame.pts)
+            self.counts['gaps'] += last is not None and stretch != last
+            if stretch != last or broken:
+                self.begins.append(self.counts['source'])
+            last, duration = stretch, float(frame.duration * (frame.time_base or 0))
+            broken = frame.is_corrupt
+            self.counts['corrupt'] += frame.is_corrupt
+            self.counts['source'] += 1
+            yield seconds, frame
+        if not self.counts['source']:
+            reason = f' that can be decoded ({self.error})' if self.error else ''
+            refuse(self.path, f'a video without frames{reason}', 'at least 2 frames',
+                   'copy it again, or record it again')
+        if not self.clock.step / 2 < duration <= self.clock.longest:
+            duration = self.clock.step
+        yield seconds + duration, None
+
+
+def deinterlaced(frames, counts):
+    """The same frames; from the first interlaced one on they go through FFmpeg's yadif, which
+    leaves those alone that are not."""
+    import av
+    graph = shape = None
+
+    def pulled():
+        while graph:
+            try:
+                yield graph.pull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+
+    for frame in frames:
+        if frame is None or not graph and not frame.interlaced_frame:
+            yield frame
+            continue
+        now = frame.width, frame.height, frame.format.name
+        if now != shape:
+            if graph:
+                graph.push(None)
+                yield from pulled()
+            graph, shape = av.filter.Graph(), now
+            first = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
+                                     time_base=frame.time_base or Fraction(1, 1000))
+            graph.link_nodes(first, graph.add('yadif', 'deint=interlaced'),
+                             graph.add('buffersink')).configure()
+        counts['interlaced'] += frame.interlaced_frame
+        graph.push(frame)
+        yield from pulled()
+    if graph:
+        graph.push(None)
+        yield from pulled()
+
+
+# -----------------------------------------------------------------------------
+# pixels
+
+
+def display_matrix(frame):
+    """How the frame is to be turned, (a, b, c, d) of -1, 0 and 1: a pixel at (x, y) is shown at
+    (a x + c y, b x + d y). Other angles than quarters of a turn, which nobody records, are 0."""
+    for side in frame.side_data:
+        if side.type.name == 'DISPLAYMATRIX':
+            a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5] / 65536
+            if abs(a * d - b * c) == 1 and {abs(a), abs(b)} == {0, 1}:
+                return int(a), int(b), int(c), int(d)
+    return 1, 0, 0, 1
+
+
+def upright(picture, matrix):
+    """(h,w,3) as it is to be shown."""
+    a, b, c, d = matrix
+    if not a:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[::d, ::a]
+
+
+def rgb(frame, counts):
+    """(h,w,3) uint8 of an av frame: upright, transparent pixels on black, the colours of HD that
+    are not tagged as those of BT.709."""
+    how = {}
+    if frame.colorspace == UNTAGGED and frame.height >= HD_HEIGHT:
+        how = dict(src_colorspace=BT709)
+    counts['HDR'] += frame.color_trc in (PQ, HLG)
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.reformat(format='rgba', **how).to_ndarray().astype(np.uint16)
+        counts['transparent'] += bool((rgba[..., 3] < 255).any())
+        picture = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+    else:
+        picture = frame.reformat(format='rgb24', **how).to_ndarray()
+    matrix = display_matrix(frame)
+    counts['turned'] += matrix != (1, 0, 0, 1)
+    return upright(picture, matrix)
+
+
+# -----------------------------------------------------------------------------
+# what the user is told
+
+
+def noticed(film):
+    """What was found in a film beside pictures, and what was done about it: sentences."""
+    n, counts = film.counts['source'], film.counts
+    gaps = counts['gaps']
+    checks = (
+        (film.others, lambda: 'other video streams: ' + ', '.join(
+            f'{i} ({s.width}x{s.height})' for i, s in film.others) + '; --stream=N takes one'),
+        (counts['turned'], lambda: f'{counts["turned"]:,} pictures are marked as turned: turned'),
+        (film.declared > n, lambda: f'{n:,} pictures of {film.declared:,} that the file declares: '
+         'half a download?'),
+        (counts['undecodable'], lambda: f'{counts["undecodable"]:,} places that cannot be decoded '
+         f'({film.error}): an episode begins after each'),
+        (counts['corrupt'], lambda: f'{counts["corrupt"]:,} pictures are damaged: an episode '
+         'begins with each and after it'),
+        (gaps, lambda: f'{gaps:,} times the clock stands still or goes back, or pictures are '
+         'missing: an episode begins there'),
+        (counts['transparent'], lambda: f'{counts["transparent"]:,} pictures are transparent: '
+         'shown on black'),
+        (counts['interlaced'], lambda: f'{counts["interlaced"]:,} pictures are interlaced: '
+         'deinterlaced'),
+        (counts['HDR'], lambda: f'{counts["HDR"]:,} pictures are HDR, and too dark here: convert '
+         'them first, ffmpeg -i IN -vf zscale=t=linear,tonemap=hable,zscale=t=bt709 OUT.mp4'),
+    )
+    return [sentence() for found, sentence in checks if found]
