@@ -75,8 +75,11 @@ class Clock:
         """The next picture was decoded, pts is its timestamp: (seconds, number of its stretch).
         What could not be decoded before it is passed over."""
         self.at += 1
+        ahead = ()
         if self.ticks is not None and pts is not None:
-            found = np.flatnonzero(self.ticks[self.at:self.at + 1000] == pts)
+            ahead = self.ticks[self.at:self.at + 1000]
+        if len(ahead) and ahead[0] != pts:
+            found = np.flatnonzero(ahead == pts)
             self.at += found[0] if len(found) else 0
         beyond = max(0, self.at - len(self.seconds) + 1)  # more pictures than packets
         i = self.at - beyond

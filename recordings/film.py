@@ -2,7 +2,7 @@
 A film, or a folder of pictures, as the pictures that a player of videos would show: upright, in
 their colours, of the right stream. What was done to them is counted, for the user is told.
 """
-import contextlib
+import functools
 import os
 import re
 from collections import Counter
@@ -242,20 +242,25 @@ def upright(picture, matrix):
     return picture[::d, ::a]
 
 
-def rgb(frame, counts):
+@functools.cache
+def has_alpha(pixel_format):
+    import av
+    return any(component.is_alpha for component in av.VideoFormat(pixel_format).components)
+
+
+def rgb(frame, matrix, counts):
     """(h,w,3) uint8 of an av frame: upright, transparent pixels on black, the colours of HD that
     are not tagged as those of BT.709."""
     how = {}
     if frame.colorspace == UNTAGGED and frame.height >= HD_HEIGHT:
         how = dict(src_colorspace=BT709)
     counts['HDR'] += frame.color_trc in (PQ, HLG)
-    if any(component.is_alpha for component in frame.format.components):
+    if has_alpha(frame.format.name):
         rgba = frame.reformat(format='rgba', **how).to_ndarray().astype(np.uint16)
         counts['transparent'] += bool((rgba[..., 3] < 255).any())
         picture = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
     else:
         picture = frame.reformat(format='rgb24', **how).to_ndarray()
-    matrix = display_matrix(frame)
     counts['turned'] += matrix != (1, 0, 0, 1)
     return upright(picture, matrix)
 

@@ -69,9 +69,9 @@ def resize_by_area(picture, width, height, pad, pixel_aspect=1.0):
 def resize_all(frames, width, height, pad, film):
     """(index, av frame), ... -> (index, picture (height,width,3) uint8), ..."""
     for index, frame in frames:
-        is_turned = not display_matrix(frame)[0]
-        aspect = 1 / film.pixel_aspect if is_turned else film.pixel_aspect
-        picture = rgb(frame, film.counts)
+        matrix = display_matrix(frame)
+        aspect = film.pixel_aspect if matrix[0] else 1 / film.pixel_aspect
+        picture = rgb(frame, matrix, film.counts)
         yield index, resize_by_area(picture, width, height, pad, aspect)
 
 
