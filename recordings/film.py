@@ -43,7 +43,7 @@ def open_container(path):
             if 'moov atom' in why:
                 cure = ('its index, which is written last, is missing: copy it again, let the '
                         'recorder end, or mend it with untrunc')
-            refuse(path, f'a file that FFmpeg cannot open ({why})', 'a video', cure)
+            refuse(path, f'a file that PyAV cannot open ({why})', 'a video', cure)
         finally:
             av.logging.set_level(before)
     if not container.streams.video:

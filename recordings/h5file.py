@@ -345,19 +345,31 @@ def decoded_files(names):
     return found
 
 
+def stamp_of(path):
+    """32 bytes by which a changed h5 file is noticed, whatever has changed in it: of its size, its
+    time of modification, which archives and sync tools set to what it was, and samples of it."""
+    about = os.stat(path)
+    h = hashlib.sha256(f'{about.st_size} {about.st_mtime_ns}'.encode())
+    with open(path, 'rb') as f:
+        for at in np.linspace(0, max(0, about.st_size - 4096), 64).astype(np.int64):
+            f.seek(at)
+            h.update(f.read(4096))
+    return h.digest()
+
+
 def find_decoded(path, names, shape):
     """The decoded frames of exactly this h5 file, memory-mapped, and their path; or (None, None).
-
-    A decoded file carries the h5 file's own time of modification, so that a changed h5 file is
-    noticed whatever has changed in it.
-    """
-    stamp = os.stat(path).st_mtime_ns
+    Behind its frames a decoded file carries the stamp of the h5 file."""
+    stamp = stamp_of(path)
     for npy in decoded_files(names):
         with contextlib.suppress(OSError, ValueError):
-            if os.stat(npy).st_mtime_ns == stamp:
-                frames = np.load(npy, mmap_mode='r', allow_pickle=False)
-                if frames.shape == shape and frames.dtype == np.uint8:
-                    return frames, npy
+            with open(npy, 'rb') as f:
+                f.seek(-len(stamp), os.SEEK_END)
+                if f.read() != stamp:
+                    continue
+            frames = np.load(npy, mmap_mode='r', allow_pickle=False)
+            if frames.shape == shape and frames.dtype == np.uint8:
+                return frames, npy
     return None, None
 
 
@@ -372,7 +384,7 @@ def decode(d, path, npy, show):
         raise DiskError(f'{npy}: needs {d.nbytes / 1e9:.2f} GB for the decoded frames, '
                         f'found {free / 1e9:.2f} GB free\n'
                         f'  cure: free some space, or move {path} to a larger disk')
-    stamp = os.stat(path).st_mtime_ns
+    stamp = stamp_of(path)
     hide = not show or d.nbytes < 2 ** 28
     bar = tqdm(total=len(d), desc=f'decoding {os.path.basename(path)}', unit=' frames',
                leave=False, disable=hide or None)  # None: no bar in a log file
@@ -383,7 +395,7 @@ def decode(d, path, npy, show):
             block = read(d, a, a + rows, path)
             out.write(block.data)
             bar.update(len(block))
-    os.utime(npy, ns=(stamp, stamp))
+        out.write(stamp)
 
 
 def decode_where_it_fits(d, path, names, data_id, master):
