@@ -28,9 +28,9 @@ from tqdm import tqdm
 from files import DiskError, replacing
 from pictures import grid, save_png
 from recordings import game, hunter
-from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
-                               plain_dataset, read_optional, refuse)
 from recordings.clock import MAX_RATE
+from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
+                               plain_dataset, printable, read_optional, refuse)
 from recordings.video import STILL_SECONDS, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -343,9 +343,12 @@ def describe_actions(dataset):
         return f'{actions.shape[1]} numbers a frame, {actions.min():.3g} to {actions.max():.3g}'
     numbers, counts = np.unique(actions, return_counts=True)
     names = dataset.action_names or range(numbers[-1] + 1)
-    said = [f'{names[i]} {count:,}' for i, count in zip(numbers[:30], counts)]
-    if len(numbers) > 30:
-        said.append(f'and {len(numbers) - 30} more up to {numbers[-1]}')
+    shown = np.arange(len(numbers))
+    if len(numbers) > 16:
+        shown = np.argsort(-counts, kind='stable')[:10]  # the most frequent
+    said = [f'{printable(names[numbers[i]])} {counts[i]:,}' for i in shown]
+    if len(numbers) > len(said):
+        said.append(f'and {len(numbers) - len(said)} rarer ones up to {numbers[-1]}')
     return ', '.join(said)
 
 

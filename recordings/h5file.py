@@ -27,6 +27,7 @@ MAGIC = {b'ftyp': 'an mp4/mov video', b'\x1aE\xdf\xa3': 'a webm/mkv video', b'GI
 FILTERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}
 # deflate cannot do better than 1032:1, so a file that declares more holds no recording
 MAX_RATIO = 1100
+MAX_ACTIONS = 2 ** 16  # numbers from here on are masks
 
 
 class DataError(Exception):
@@ -194,18 +195,55 @@ def nearest_multiples(n, patch_size):
 
 
 def check_actions(actions, n, path):
-    """int (N,) -> int64, float (N,A) -> float32. n: frames, or None if not known yet."""
+    """Actions as people have them -> int64 (N,) or float32 (N,A), and the table (K,A) of buttons
+    whose combinations the K numbers are, or None. n: frames, or None if not known yet.
+
+    int (N,) and float (N,A) are what they are. Where there is one meaning it is taken: (N,1) is
+    (N,), whole floats and booleans are whole numbers, rows with a single 1 are one-hot, other rows
+    of 0 and 1 are buttons, numbered by the combinations that occur; so are numbers from MAX_ACTIONS
+    on, which are masks of buttons. Raises DataError.
+    """
+    expected = f'int ({n or "N"},) or float ({n or "N"},A), one per frame'
     cure = 'mend or leave out "actions"'
-    numbers = actions.ndim == 1 and actions.dtype.kind in 'iu'
-    vectors = actions.ndim == 2 and actions.dtype.kind == 'f'
-    if not (numbers or vectors) or 0 in actions.shape or n not in (None, len(actions)):
-        refuse(path, f'actions {actions.dtype} {actions.shape}',
-               f'int ({n or "N"},) or float ({n or "N"},A), one per frame', cure)
-    actions = actions[...].astype(np.int64 if numbers else np.float32)
-    if not np.isfinite(actions).all() or (numbers and actions.min() < 0):
+    if actions.ndim not in (1, 2) or actions.dtype.kind not in 'iufb' or 0 in actions.shape:
+        refuse(path, f'actions {actions.dtype} {actions.shape}', expected, cure)
+    if n not in (None, len(actions)):
+        cure = {-1: 'the last frame has none: np.append(actions, actions[-1:], 0)',
+                1: 'what the last one led to was not recorded: actions[:-1]; if the first is from '
+                   'before the recording: actions[1:]'}.get(len(actions) - n, cure)
+        refuse(path, f'{len(actions)} actions for {n} frames', expected, cure)
+    actions = actions[...]
+    if actions.ndim == 2 and actions.shape[1] == 1 and actions.dtype.kind != 'f':
+        actions = actions[:, 0]
+    if not np.isfinite(actions).all() or actions.ndim == 1 and actions.min() < 0:
         refuse(path, 'actions that are negative or not finite',
                'action numbers from 0 on, or finite floats', cure)
-    return actions
+    if actions.ndim == 1:
+        if actions.dtype.kind == 'f' and (actions != np.round(actions)).any():
+            refuse(path, f'actions {actions.dtype} {actions.shape} with fractions', expected,
+                   'one number a frame is (N,1): actions[:, None]')
+        if actions.max() >= MAX_ACTIONS:
+            return np.unique(actions, return_inverse=True)[1].astype(np.int64), None
+        return actions.astype(np.int64), None
+    of_bits = ((actions == 0) | (actions == 1)).all()
+    if of_bits and (actions.sum(1) == 1).all():
+        return actions.argmax(1).astype(np.int64), None
+    if of_bits and actions.dtype.kind != 'f':
+        table, numbers = np.unique(actions.astype(bool), axis=0, return_inverse=True)
+        return numbers.reshape(-1).astype(np.int64), table
+    if actions.dtype.kind != 'f':
+        refuse(path, f'actions {actions.dtype} {actions.shape}', expected, 'number the rows that '
+               'occur: actions = np.unique(actions, axis=0, return_inverse=True)[1]')
+    if abs(actions).max() > np.finfo(np.float32).max:
+        refuse(path, f'actions up to {abs(actions).max():.3g}', expected, 'divide them')
+    return actions.astype(np.float32), None
+
+
+def name_combinations(names, table):
+    """Of buttons the names (A,) -> those of their combinations (K,), 'up+jump'. Others are left."""
+    if table is None or len(names) != table.shape[1]:
+        return names
+    return ['+'.join(name for name, on in zip(names, row) if on) or 'none' for row in table]
 
 
 def check_names(names, actions, path):
@@ -248,7 +286,7 @@ def read_optional(f, n, path):
     """All that an open file holds beside its n frames, checked: a dict of data.Dataset's fields."""
     actions, starts, truth = None, np.zeros(1, np.int64), {}
     if has_link(f, 'actions'):
-        actions = check_actions(plain_dataset(f, 'actions', path), n, path)
+        actions, buttons = check_actions(plain_dataset(f, 'actions', path), n, path)
     if has_link(f, 'episode_starts'):
         starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
     if has_link(f, 'truth'):
@@ -257,6 +295,7 @@ def read_optional(f, n, path):
     if names is not None:
         names = [to_text(name) for name in np.atleast_1d(names)]
         if actions is not None:
+            names = name_combinations(names, buttons)
             check_names(names, actions, path)
     if fps is not None:
         if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:

@@ -15,7 +15,7 @@ from files import replacing
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, rgb
 from recordings.h5file import (check_actions, check_names, check_starts, check_written, create_h5,
-                               one_line, printable, refuse)
+                               name_combinations, one_line, printable, refuse)
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
 STILL_LEVELS = 16  # of 255: the largest change of a pixel that compression noise may make
@@ -152,9 +152,11 @@ def read_labels(path):
                'write them with np.savez')
     if 'actions' not in labels:
         refuse(path, 'no "actions"', expected, 'write them with np.savez')
-    labels['actions'] = check_actions(labels['actions'], None, path)
+    labels['actions'], buttons = check_actions(labels['actions'], None, path)
     if 'action_names' in labels:
-        check_names(np.atleast_1d(labels['action_names']), labels['actions'], path)
+        names = [str(name) for name in np.atleast_1d(labels['action_names'])]
+        labels['action_names'] = name_combinations(names, buttons)
+        check_names(labels['action_names'], labels['actions'], path)
     if 'episode_starts' in labels:
         n = len(labels['actions'])
         labels['episode_starts'] = check_starts(labels['episode_starts'], n, path)
@@ -215,9 +217,7 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
                     refuse(video, f'{len(indices)} frames of play in {tally["source"]}',
                            'at least 2', 'look at what was recorded')
                 if given:
-                    if len(given['actions']) != tally['source']:
-                        refuse(labels, f'{len(given["actions"])} actions',
-                               f'{tally["source"]}, one per frame of {video}', 'label every frame')
+                    check_actions(given['actions'], tally['source'], labels)
                     f['actions'] = given['actions'][indices]
                 if trusted:
                     starts = np.unique(np.searchsorted(indices, given['episode_starts']))

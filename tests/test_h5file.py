@@ -56,6 +56,28 @@ def test_data_id_is_of_the_content(tmp_path):
     assert data_id('f.h5', frames, actions=actions) != first
 
 
+K = np.arange(40) % 3
+BUTTONS = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1]])[K]
+
+
+@pytest.mark.parametrize('actions, numbers', [
+    (K[:, None], K), (K.astype(float), K), (K > 1, K > 1), (K.astype('>i8'), K),
+    (np.eye(3, dtype=int)[K], K), (np.eye(3, dtype=bool)[K], K), (np.eye(3)[K], K),
+    (BUTTONS, K), (BUTTONS.astype(bool), K), (1 << 8 * K + 1, K), (np.full(40, 5 * 10 ** 9), 0 * K),
+])
+def test_actions_as_people_have_them(tmp_path, actions, numbers):
+    """Where there is one meaning it is taken."""
+    found = data.load(write(tmp_path / 'a.h5', noise(), actions=actions)).actions
+    assert found.dtype == np.int64 and np.array_equal(found, numbers)
+
+
+def test_combinations_of_buttons_have_names(tmp_path):
+    path = write(tmp_path / 'a.h5', noise(), actions=BUTTONS)
+    with h5py.File(path, 'a') as f:
+        f.attrs['action_names'] = ['up', 'left', 'jump']
+    assert data.load(path).action_names == ['none', 'up', 'up+jump']
+
+
 def test_decoded_file_is_kept_until_the_h5_changes(tmp_path):
     frames = noise(300)
     path = write(tmp_path / 'a.h5', frames, 'gzip')
@@ -333,8 +355,12 @@ WRONG = dict(
     still=only(STILL, '120 of 220', 'same picture'),
     patches=only(noise(40, 60, 36), '36 wide and 60 high', 'patch_size=8', '32 or 40 wide',
                  '56 or 64 high', '[2, 3, 4, 6, 12]'),
-    actions_length=beside(dict(actions=np.zeros(39, int)), 'actions int64 (39,)', 'int (40,)'),
-    actions_type=beside(dict(actions=np.zeros(40)), 'actions float64 (40,)'),
+    actions_short=beside(dict(actions=np.zeros(39, int)), '39 actions for 40', 'actions[-1:]'),
+    actions_long=beside(dict(actions=np.zeros(41, int)), '41 actions for 40', 'actions[:-1]'),
+    actions_other=beside(dict(actions=np.zeros(20, int)), '20 actions for 40', 'leave out'),
+    actions_type=beside(dict(actions=np.full(40, 0.5)), 'actions float64 (40,) with fractions'),
+    actions_rows=beside(dict(actions=np.full((40, 2), 3)), 'int64 (40, 2)', 'np.unique('),
+    actions_far=beside(dict(actions=np.full((40, 2), 1e99)), 'up to 1e+99'),
     actions_negative=beside(dict(actions=np.full(40, -1)), 'negative'),
     actions_nan=beside(dict(actions=np.full((40, 2), np.nan)), 'not finite'),
     actions_link=beside(dict(actions=h5py.SoftLink('/frames')), '"actions" is a link'),

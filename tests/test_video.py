@@ -436,10 +436,10 @@ class Evil:
 
 
 @pytest.mark.parametrize('labels, words', [
-    (dict(actions=np.zeros(39, int)), ['39 actions', '40, one per frame']),
+    (dict(actions=np.zeros(39, int)), ['39 actions for 40 frames', 'actions[-1:]']),
     (dict(actions=np.zeros(41, int)), ['41 actions']),
     (dict(buttons=np.zeros(40, int)), ['no "actions"']),
-    (dict(actions=np.zeros((40, 2), int)), ['actions int64 (40, 2)']),
+    (dict(actions=np.full((40, 2), 3)), ['actions int64 (40, 2)']),
     (dict(actions=np.zeros(40, int), episode_starts=[0, 40]), ['episode_starts', 'below 40']),
     (dict(actions=np.array([Evil()] * 40)), ['cannot be read'])])
 def test_wrong_labels_leave_no_file(tmp_path, monkeypatch, labels, words):
