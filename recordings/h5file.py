@@ -195,8 +195,8 @@ def nearest_multiples(n, patch_size):
 
 
 def check_actions(actions, n, path):
-    """Actions as people have them -> int64 (N,) or float32 (N,A), and the table (K,A) of buttons
-    whose combinations the K numbers are, or None. n: frames, or None if not known yet.
+    """Actions as people have them -> int64 (N,) or float32 (N,A), and what the K numbers were: the
+    buttons (K,A) of a combination, or a mask (K,), or None. n: frames, or None if not known yet.
 
     int (N,) and float (N,A) are what they are. Where there is one meaning it is taken: (N,1) is
     (N,), whole floats and booleans are whole numbers, rows with a single 1 are one-hot, other rows
@@ -223,7 +223,8 @@ def check_actions(actions, n, path):
             refuse(path, f'actions {actions.dtype} {actions.shape} with fractions', expected,
                    'one number a frame is (N,1): actions[:, None]')
         if actions.max() >= MAX_ACTIONS:
-            return np.unique(actions, return_inverse=True)[1].astype(np.int64), None
+            masks, numbers = np.unique(actions, return_inverse=True)
+            return numbers.astype(np.int64), masks
         return actions.astype(np.int64), None
     of_bits = ((actions == 0) | (actions == 1)).all()
     if of_bits and (actions.sum(1) == 1).all():
@@ -240,8 +241,11 @@ def check_actions(actions, n, path):
 
 
 def name_combinations(names, table):
-    """Of buttons the names (A,) -> those of their combinations (K,), 'up+jump'. Others are left."""
-    if table is None or len(names) != table.shape[1]:
+    """The names of what check_actions has numbered, (K,): of buttons with names (A,) 'up+jump', of
+    masks themselves. Others are left."""
+    if table is not None and table.ndim == 1 and len(names or ()) != len(table):
+        return [str(mask) for mask in table]
+    if names is None or table is None or table.ndim == 1 or len(names) != table.shape[1]:
         return names
     return ['+'.join(name for name, on in zip(names, row) if on) or 'none' for row in table]
 
@@ -284,9 +288,9 @@ def read_truth(f, n, path):
 
 def read_optional(f, n, path):
     """All that an open file holds beside its n frames, checked: a dict of data.Dataset's fields."""
-    actions, starts, truth = None, np.zeros(1, np.int64), {}
+    actions, table, starts, truth = None, None, np.zeros(1, np.int64), {}
     if has_link(f, 'actions'):
-        actions, buttons = check_actions(plain_dataset(f, 'actions', path), n, path)
+        actions, table = check_actions(plain_dataset(f, 'actions', path), n, path)
     if has_link(f, 'episode_starts'):
         starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
     if has_link(f, 'truth'):
@@ -294,9 +298,9 @@ def read_optional(f, n, path):
     names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
     if names is not None:
         names = [to_text(name) for name in np.atleast_1d(names)]
-        if actions is not None:
-            names = name_combinations(names, buttons)
-            check_names(names, actions, path)
+    names = name_combinations(names, table)
+    if names is not None and actions is not None:
+        check_names(names, actions, path)
     if fps is not None:
         if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:
             refuse(path, f'fps = {fps}', 'a positive number, below 10,000', 'mend or delete the attribute')

@@ -152,11 +152,14 @@ def read_labels(path):
                'write them with np.savez')
     if 'actions' not in labels:
         refuse(path, 'no "actions"', expected, 'write them with np.savez')
-    labels['actions'], buttons = check_actions(labels['actions'], None, path)
-    if 'action_names' in labels:
-        names = [str(name) for name in np.atleast_1d(labels['action_names'])]
-        labels['action_names'] = name_combinations(names, buttons)
-        check_names(labels['action_names'], labels['actions'], path)
+    labels['actions'], table = check_actions(labels['actions'], None, path)
+    names = labels.pop('action_names', None)
+    if names is not None:
+        names = [str(name) for name in np.atleast_1d(names)]
+    names = name_combinations(names, table)
+    if names is not None:
+        check_names(names, labels['actions'], path)
+        labels['action_names'] = names
     if 'episode_starts' in labels:
         n = len(labels['actions'])
         labels['episode_starts'] = check_starts(labels['episode_starts'], n, path)

@@ -76,6 +76,8 @@ def test_combinations_of_buttons_have_names(tmp_path):
     with h5py.File(path, 'a') as f:
         f.attrs['action_names'] = ['up', 'left', 'jump']
     assert data.load(path).action_names == ['none', 'up', 'up+jump']
+    masks = data.load(write(tmp_path / 'b.h5', noise(), actions=1 << 8 * K + 1))
+    assert masks.action_names == ['2', '512', '131072']
 
 
 def test_decoded_file_is_kept_until_the_h5_changes(tmp_path):
