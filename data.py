@@ -50,6 +50,7 @@ class Dataset:
     source: str | None
     data_id: str  # 16 hex digits of the content, the same however the file is compressed
     truth: dict = field(default_factory=dict)
+    noticed: list = field(default_factory=list)  # how what others call otherwise was read
 
     @property
     def has_labels(self):
@@ -312,6 +313,8 @@ def check(path):
     print(f'duplicates  {repeats:.1%} of the frames equal the one before')
     print(f'actions     {describe_actions(ds)}')
     print(f'truth       {", ".join(ds.truth) or "none"}')
+    for sentence in ds.noticed:
+        print(f'noticed     {sentence}')
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)
     picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
     sheet = grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks])

@@ -269,6 +269,52 @@ def check_starts(starts, n, path):
     return starts
 
 
+# what other projects call them
+
+
+def starts_from_flags(x, n):
+    """1 at the last frame of an episode."""
+    if x.shape == (n,) and ((x == 0) | (x == 1)).all():
+        return np.append(0, np.flatnonzero(x[:-1]) + 1)
+
+
+def starts_from_ends(x, n):
+    """The last frames, or those after them."""
+    if x.ndim == 1 and len(x) and x[-1] in (n - 1, n):
+        return np.append(0, x[:-1] + (x[-1] == n - 1))
+
+
+def starts_from_lengths(x, n):
+    if x.ndim == 1 and len(x) and x.sum() == n:
+        return np.append(0, np.cumsum(x)[:-1])
+
+
+def starts_from_starts(x, n):
+    if x.shape == (n,) and n > 1 and ((x == 0) | (x == 1)).all():
+        return np.flatnonzero(x)
+    return x
+
+
+OTHER_NAMES = {**dict.fromkeys(('dones', 'done', 'terminals', 'terminal'), starts_from_flags),
+               **dict.fromkeys(('episode_ends', 'ends'), starts_from_ends),
+               **dict.fromkeys(('ep_len', 'episode_lengths', 'lengths'), starts_from_lengths),
+               **dict.fromkeys(('episode_start', 'starts'), starts_from_starts)}
+
+
+def starts_by_other_names(f, n, path):
+    """Episode starts (E,) as other projects write them, or None; and sentences about it."""
+    for name, convert in OTHER_NAMES.items():
+        if not has_link(f, name):
+            continue
+        x = plain_dataset(f, name, path)[...]
+        with contextlib.suppress(DataError, TypeError, ValueError):
+            starts = check_starts(np.asarray(convert(x, n)), n, path)
+            return starts, [f'"{name}" says where {len(starts):,} episodes begin']
+        return None, [f'ignored: "{name}" {x.dtype} {x.shape}; windows may cross what it marks. '
+                      'Write episode_starts, the first frame of each episode']
+    return None, []
+
+
 def to_text(attribute):
     return attribute.decode() if isinstance(attribute, bytes) else str(attribute)
 
@@ -288,11 +334,23 @@ def read_truth(f, n, path):
 
 def read_optional(f, n, path):
     """All that an open file holds beside its n frames, checked: a dict of data.Dataset's fields."""
-    actions, table, starts, truth = None, None, np.zeros(1, np.int64), {}
-    if has_link(f, 'actions'):
-        actions, table = check_actions(plain_dataset(f, 'actions', path), n, path)
+    actions, table, starts, truth, noticed = None, None, np.zeros(1, np.int64), {}, []
+    name = 'actions'
+    if not has_link(f, 'actions') and has_link(f, 'action'):
+        name = 'action'
+        noticed.append('"action" is taken for actions')
+    if has_link(f, name):
+        stored = plain_dataset(f, name, path)
+        actions, table = check_actions(stored, n, path)
+        if stored.ndim != actions.ndim or table is not None:
+            noticed.append(f'actions {stored.dtype} {stored.shape} are read as numbers from 0 to '
+                           f'{actions.max()}')
     if has_link(f, 'episode_starts'):
         starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
+    else:
+        theirs, sentences = starts_by_other_names(f, n, path)
+        starts = starts if theirs is None else theirs
+        noticed += sentences
     if has_link(f, 'truth'):
         truth = read_truth(f, n, path)
     names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
@@ -306,7 +364,7 @@ def read_optional(f, n, path):
             refuse(path, f'fps = {fps}', 'a positive number, below 10,000', 'mend or delete the attribute')
         fps = float(fps)
     return dict(actions=actions, action_names=names, episode_starts=starts, truth=truth, fps=fps,
-                source=None if source is None else to_text(source))
+                noticed=noticed, source=None if source is None else to_text(source))
 
 
 def check_written(tmp, path):

@@ -80,6 +80,30 @@ def test_combinations_of_buttons_have_names(tmp_path):
     assert masks.action_names == ['2', '512', '131072']
 
 
+@pytest.mark.parametrize('name, value, starts, words', [
+    ('dones', np.arange(40) % 10 == 9, [0, 10, 20, 30], '4 episodes'),
+    ('terminals', np.isin(np.arange(40), (4, 30)).astype(np.uint8), [0, 5, 31], '3 episodes'),
+    ('episode_ends', [10, 40], [0, 10], '2 episodes'), ('episode_ends', [9, 39], [0, 10], '2 epi'),
+    ('ep_len', [15, 25], [0, 15], '2 episodes'), ('episode_start', [0, 7], [0, 7], '2 episodes'),
+    ('episode_start', np.arange(40) % 20 == 0, [0, 20], '2 episodes'),
+    ('dones', np.arange(40), [0], 'ignored: "dones" int64 (40,)'),
+    ('ep_len', [15, 15], [0], 'ignored: "ep_len"'),
+])
+def test_episodes_as_other_projects_write_them(tmp_path, capsys, name, value, starts, words):
+    path = write(tmp_path / 'a.h5', noise(), action=K, **{name: value})
+    found = data.load(path)
+    assert found.episode_starts.tolist() == starts and np.array_equal(found.actions, K)
+    data.check(path)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('noticed')]
+    assert len(said) == 2 and '"action"' in said[0] and words in said[1]
+
+
+def test_what_it_says_itself_comes_first(tmp_path):
+    path = write(tmp_path / 'a.h5', noise(), dones=np.arange(40) % 10 == 9, episode_starts=[0, 20])
+    found = data.load(path)
+    assert found.episode_starts.tolist() == [0, 20] and not found.noticed
+
+
 def test_decoded_file_is_kept_until_the_h5_changes(tmp_path):
     frames = noise(300)
     path = write(tmp_path / 'a.h5', frames, 'gzip')
