@@ -162,7 +162,7 @@ def check_frames(d, path, patch_size):
             cure = 'scale to 0..255: (frames * 255).round().astype("uint8") if they are in 0..1'
         refuse(path, f'frames of type {d.dtype} {shape}', expected, cure)
     if len(shape) != 4 or shape[3] != 3 or shape[0] < 2 or 0 in shape:
-        refuse(path, f'frames of shape {shape}', expected, cure_of_shape(shape))
+        refuse(path, f'frames of shape {shape}', expected, cure_of_shape(d))
     h, w = shape[1:3]
     if patch_size and (h % patch_size or w % patch_size):
         wide, high = nearest_multiples(w, patch_size), nearest_multiples(h, patch_size)
@@ -171,8 +171,9 @@ def check_frames(d, path, patch_size):
                f'data.py video --size with {wide} wide, {high} high; or patch_size one of {fits}')
 
 
-def cure_of_shape(shape):
+def cure_of_shape(d):
     """How frames of another shape become (N,H,W,3)."""
+    shape = d.shape
     if len(shape) == 3:
         return 'grey to colour: np.repeat(frames[..., None], 3, -1)'
     if len(shape) != 4:
@@ -182,7 +183,11 @@ def cure_of_shape(shape):
     if shape[1] == 3:
         return 'channels last: frames.transpose(0, 2, 3, 1)'
     if shape[3] == 4:
-        return 'drop the alpha channel: frames[..., :3]'
+        last = d[shape[0] // 2, :, :, 3]
+        if last.min() == last.max():  # nothing or everything is transparent
+            return 'drop the alpha channel: frames[..., :3]'
+        return ('of a stack of four grey moments the last: np.repeat(frames[..., 3:], 3, -1); of '
+                'colours and alpha: frames[..., :3]')
     if shape[3] == 1:
         return 'grey to colour: np.repeat(frames, 3, -1)'
     return 'three colour channels, last'
@@ -316,7 +321,11 @@ def starts_by_other_names(f, n, path):
 
 
 def to_text(attribute):
-    return attribute.decode() if isinstance(attribute, bytes) else str(attribute)
+    if not isinstance(attribute, bytes):
+        return str(attribute)
+    with contextlib.suppress(UnicodeDecodeError):
+        return attribute.decode()
+    return attribute.decode('latin-1')
 
 
 def read_truth(f, n, path):
@@ -392,7 +401,7 @@ def read(d, a, b, path):
 
 
 def fingerprints(frames, path):
-    """Hashes of at most 256 frames, evenly spread.
+    """Hashes of at most 256 frames, evenly spread. Raises DataError if they are all but black.
 
     Some files cut a frame into hundreds of chunks of thousands of frames each. Neighbours in time
     are read at one go there, or each frame would cost the decoding of them all.
@@ -400,13 +409,17 @@ def fingerprints(frames, path):
     n = len(frames)
     picks = np.unique(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))
     rows = (getattr(frames, 'chunks', None) or (1,))[0]  # of a chunk
-    marks = []
+    marks, brightest = [], 0
     groups = itertools.groupby(picks, lambda i: i // rows)
     for _, group in tqdm(groups, desc='checking', delay=3, leave=False, disable=None):
         group = np.array(list(group))
         block = read(frames, group[0], group[-1] + 1, path)
         for frame in block[group - group[0]]:
             marks.append(hashlib.sha256(np.ascontiguousarray(frame)).hexdigest())
+            brightest = max(brightest, int(frame.max()))
+    if brightest == 1:
+        refuse(path, 'frames in which no pixel is above 1', 'levels of 0..255',
+               'frames * 255, if they were made as 0..1')
     return marks
 
 

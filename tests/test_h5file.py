@@ -98,6 +98,13 @@ def test_episodes_as_other_projects_write_them(tmp_path, capsys, name, value, st
     assert len(said) == 2 and '"action"' in said[0] and words in said[1]
 
 
+def test_an_attribute_of_another_alphabet(tmp_path):
+    path = write(tmp_path / 'a.h5', noise())
+    with h5py.File(path, 'a') as f:
+        f.attrs['source'] = np.bytes_('Pokémon.mp4'.encode('latin-1'))
+    assert data.load(path).source == 'Pokémon.mp4'
+
+
 def test_what_it_says_itself_comes_first(tmp_path):
     path = write(tmp_path / 'a.h5', noise(), dones=np.arange(40) % 10 == 9, episode_starts=[0, 20])
     found = data.load(path)
@@ -363,6 +370,8 @@ WRONG = dict(
     int64=only(noise().astype(int), 'int64', 'astype'),
     strings=only([b'a', b'b'], 'object'),
     channels_first=only(noise().transpose(0, 3, 1, 2), '(40, 3, 16, 16)', 'transpose(0, 2, 3, 1)'),
+    stack=only(noise()[..., :1] // np.arange(1, 5, dtype=np.uint8), 'four grey moments'),
+    dark=only(noise() % 2, 'no pixel is above 1', 'frames * 255'),
     grey=only(noise()[..., 0], '(40, 16, 16)', 'np.repeat'),
     grey1=only(GREY, '(40, 16, 16, 1)', 'np.repeat'),
     rgba=only(np.repeat(GREY, 4, -1), '(40, 16, 16, 4)', 'frames[..., :3]'),
