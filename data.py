@@ -404,6 +404,7 @@ def parse_command_line():
     p.add_argument('--stream', type=int, help='number of the video stream, of several')
     p.add_argument('--labels', help='.npz with actions, one per source frame; '
                    'perhaps episode_starts, action_names')
+    p.add_argument('--no_op', type=int, default=0, help='the action that does nothing')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
                    help='gzip is smaller, lzf faster')
@@ -434,7 +435,7 @@ if __name__ == '__main__':
         if a.command == 'video':
             expect_files(a.video, a.labels)
             tally, noticed = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad,
-                                          a.compression, a.source_fps, a.stream)
+                                          a.compression, a.source_fps, a.stream, a.no_op)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
             for sentence in noticed:

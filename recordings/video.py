@@ -187,16 +187,37 @@ def write_frames(d, frames):
     return indices, cuts, change, shift
 
 
+def actions_while_shown(actions, indices, longest, no_op):
+    """What was done while each new frame was shown, that of source frame indices[k] and what comes
+    before the next one, at most `longest` frames; and how many short ones would else be lost.
+
+    Of whole numbers it is the frame's own; where that is no_op (None: never) the first other one,
+    so that a tap between two frames is kept. Of floats the mean.
+    """
+    ends = np.minimum(np.append(indices[1:], len(actions)), indices + longest)
+    ends = np.maximum(ends, indices + 1)
+    if actions.ndim == 2:
+        sums = np.cumsum(np.vstack([np.zeros_like(actions[:1]), actions]), 0, np.float64)
+        return ((sums[ends] - sums[indices]) / (ends - indices)[:, None]).astype(np.float32), 0
+    found, n_taps = actions[indices], 0
+    for k in np.flatnonzero((found == no_op) & (no_op is not None)):
+        others = actions[indices[k]:ends[k]]
+        others = others[others != no_op]
+        if len(others):
+            found[k], n_taps = others[0], n_taps + 1
+    return found, n_taps
+
+
 def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=False,
-                 compression='gzip', source_fps=None, stream=None):
+                 compression='gzip', source_fps=None, stream=None, no_op=None):
     """Writes the h5 file `path` from anything PyAV decodes; returns a Counter of frames: source,
     still, blank, and what else was noticed, sentences. Raises DataError, DiskError; then `path` is
     what it was.
 
     video, source_fps, stream: see Film. fps: of the dataset; else that of the source. labels: an
-    .npz, see read_labels. A new frame takes the action
-    of the source frame that it shows. When labels bring episode_starts they are trusted: those are
-    the episodes, nothing is dropped and no cut is looked for.
+    .npz, see read_labels; no_op: the action that does nothing, see actions_while_shown. When labels
+    bring episode_starts they are trusted: those are the episodes, nothing is dropped and no cut is
+    looked for.
     """
     given = read_labels(labels) if labels else {}
     trusted = 'episode_starts' in given
@@ -215,19 +236,25 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
             with h5py.File(tmp, 'w') as f:
                 d = create_h5(f, height, width, compression, printable(os.path.basename(video)), fps,
                               given.get('action_names'))
-                indices, cuts, change, shift = write_frames(d, frames)
+                indices, cuts, change, shift = map(np.array, write_frames(d, frames))
                 if len(indices) < 2:
                     refuse(video, f'{len(indices)} frames of play in {tally["source"]}',
                            'at least 2', 'look at what was recorded')
                 if given:
                     check_actions(given['actions'], tally['source'], labels)
-                    f['actions'] = given['actions'][indices]
+                    longest = math.ceil(clock.rate / fps - 1e-6)
+                    f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
+                                                               no_op)
                 if trusted:
                     starts = np.unique(np.searchsorted(indices, given['episode_starts']))
                 else:
-                    cuts = np.array(cuts) | find_cuts(np.array(change), np.array(shift))
+                    cuts |= find_cuts(change, shift)
                     after_gaps = np.searchsorted(indices, film.begins)
                     starts = np.union1d(np.flatnonzero(cuts), after_gaps)
                 f['episode_starts'] = starts[starts < len(indices)]
             check_written(tmp, path)
-        return tally, noticed(film)
+        sentences = noticed(film)
+        if given and n_taps:
+            sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the frame '
+                             f'before it, whose own is {no_op} (--no_op)')
+        return tally, sentences

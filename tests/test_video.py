@@ -405,6 +405,22 @@ def test_an_episode_starts_after_black_even_if_it_fades_in():
 # labels
 
 
+def test_a_tap_between_two_frames_is_not_lost(tmp_path):
+    taps = np.zeros(60, int)
+    taps[[1, 8, 18, 19, 31]] = 2, 1, 3, 1, 4
+    np.savez(tmp_path / 'l.npz', actions=taps, episode_starts=[0])
+    video, h5 = encode(tmp_path / 'a.mp4', numbered(60), 60), str(tmp_path / 'a.h5')
+    _, noticed = import_video(video, h5, 16, 16, fps=15, labels=str(tmp_path / 'l.npz'), no_op=0)
+    assert data.load(h5).actions.tolist() == [2, 0, 1, 0, 3, 0, 0, 4] + 7 * [0]
+    assert noticed == ['3 actions lie between two frames: each is that of the frame before it, '
+                       'whose own is 0 (--no_op)']
+    import_video(video, h5, 16, 16, fps=15, labels=str(tmp_path / 'l.npz'), no_op=9)
+    assert data.load(h5).actions.tolist() == taps[::4].tolist()
+    np.savez(tmp_path / 'l.npz', actions=np.arange(60.)[:, None], episode_starts=[0])
+    import_video(video, h5, 16, 16, fps=15, labels=str(tmp_path / 'l.npz'))
+    assert data.load(h5).actions[:, 0].tolist() == [4 * k + 1.5 for k in range(15)], 'the mean'
+
+
 def test_labels_follow_the_frames(tmp_path):
     video, h5 = encode(tmp_path / 'a.mp4', numbered(60), 30), str(tmp_path / 'a.h5')
     labels = str(tmp_path / 'l.npz')
