@@ -34,9 +34,9 @@ class Clock:
 
     Pictures of one timestamp share the time up to the next. Where the clock goes back as far as
     reordered pictures do not, another film was joined on; there, and where nothing was shown for
-    `longest` seconds, one step passes and a stretch begins. Times are by the count where the rate is stated or timestamps
-    are missing, and in the order of showing where the container knows only that of storing (avi
-    with B pictures).
+    `longest` seconds, one step passes and a stretch begins. Times are by the count where the rate
+    is stated or timestamps are missing, and in the order of showing where the container knows only
+    that of storing (avi with B pictures).
 
     ticks, share: of packet_times. stream: of av, None where the source has none.
     """

@@ -370,7 +370,8 @@ def read_optional(f, n, path):
         check_names(names, actions, path)
     if fps is not None:
         if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:
-            refuse(path, f'fps = {fps}', 'a positive number, below 10,000', 'mend or delete the attribute')
+            refuse(path, f'fps = {fps}', 'a positive number, below 10,000',
+                   'mend or delete the attribute')
         fps = float(fps)
     return dict(actions=actions, action_names=names, episode_starts=starts, truth=truth, fps=fps,
                 noticed=noticed, source=None if source is None else to_text(source))

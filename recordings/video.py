@@ -234,8 +234,8 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
             frames = drop_stills(frames, STILL_SECONDS * fps, tally)
         with replacing(path) as tmp:
             with h5py.File(tmp, 'w') as f:
-                d = create_h5(f, height, width, compression, printable(os.path.basename(video)), fps,
-                              given.get('action_names'))
+                name = printable(os.path.basename(video))
+                d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
                 indices, cuts, change, shift = map(np.array, write_frames(d, frames))
                 if len(indices) < 2:
                     refuse(video, f'{len(indices)} frames of play in {tally["source"]}',
@@ -255,6 +255,6 @@ def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=
             check_written(tmp, path)
         sentences = noticed(film)
         if given and n_taps:
-            sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the frame '
-                             f'before it, whose own is {no_op} (--no_op)')
+            sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the '
+                             f'frame before it, whose own is {no_op} (--no_op)')
         return tally, sentences

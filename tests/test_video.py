@@ -65,7 +65,7 @@ def test_import_of_a_gif(tmp_path):
 
 
 def test_time_is_measured_and_not_believed(tmp_path):
-    """Each of them is 30 pictures, a thirtieth of a second apart; the dataset has them all, once."""
+    """Each is 30 pictures, a thirtieth of a second apart; the dataset has them all, once."""
     i, h5 = np.arange(30), str(tmp_path / 'a.h5')
     millisecond = Fraction(1, 1000)
     stored = {
@@ -104,7 +104,7 @@ def shown_at(clock, timestamps):
 
 
 def test_b_pictures_in_a_container_that_knows_only_how_they_are_stored():
-    """avi numbers them in that order; as they are decoded, in that of showing, 1, 3, 4, 2, 6, ..."""
+    """avi numbers them in that order. As they are decoded, in that of showing: 1, 3, 4, 2."""
     clock = Clock(np.arange(1, 9), 1, stream(30, says=30, b_frames=2))
     assert shown_at(clock, [1, 3, 4, 2, 6, 7, 5, 8]) == [round(k / 30, 3) for k in range(8)]
     stored = np.array([0, 4, 2, 1, 3, 8, 6, 5, 7])  # any other container has the times of showing
