@@ -373,10 +373,14 @@ def true_or_false(text):
     return text == 'True'
 
 
-def expect_files(video, labels):
+def expect_files(videos, labels):
     """Raises DataError for a file that is not there: from which folder it was looked for."""
-    for path, expected in ((video, 'a video'), (labels, 'an .npz with actions')):
-        is_pattern = path == video and '%' in os.path.basename(path)
+    files = [(video, 'a video') for video in videos]
+    if labels == 'beside':
+        labels = None
+        files += [(os.path.splitext(v)[0] + '.npz', 'an .npz with actions') for v in videos]
+    for path, expected in (*files, (labels, 'an .npz with actions')):
+        is_pattern = path in videos and '%' in os.path.basename(path)
         if path and '://' not in path and not is_pattern and not os.path.exists(path):
             refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
 
@@ -395,15 +399,16 @@ def parse_command_line():
     p.add_argument('--stick', type=true_or_false, default=False,
                    help='True: actions are three numbers, right, down and swing, instead of keys')
     p = commands.add_parser('video', help='import a video')
-    p.add_argument('video', help='a file, a folder of pictures, or shot_%%04d.png')
+    p.add_argument('videos', nargs='+', metavar='video',
+                   help='a file, a folder of pictures, or shot_%%04d.png; several may be given')
     p.add_argument('path')
     p.add_argument('--size', type=size, default=(128, 128), help='128 or 128x96, width x height')
     p.add_argument('--fps', type=float, help='default: the rate of the video')
     p.add_argument('--source_fps', type=float, help='the rate of the video, where its timestamps '
                    'are wrong; pictures have none')
     p.add_argument('--stream', type=int, help='number of the video stream, of several')
-    p.add_argument('--labels', help='.npz with actions, one per source frame; '
-                   'perhaps episode_starts, action_names')
+    p.add_argument('--labels', help='.npz with actions, one per source frame; perhaps '
+                   'episode_starts, action_names. "beside": of each video its own, a.npz for a.mp4')
     p.add_argument('--no_op', type=int, default=0, help='the action that does nothing')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
@@ -433,8 +438,8 @@ if __name__ == '__main__':
         if a.command == 'game':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
-            expect_files(a.video, a.labels)
-            tally, noticed = import_video(a.video, a.path, *a.size, a.fps, a.labels, a.pad,
+            expect_files(a.videos, a.labels)
+            tally, noticed = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
                                           a.compression, a.source_fps, a.stream, a.no_op)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')

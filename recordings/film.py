@@ -104,9 +104,8 @@ class Film:
 
     def __init__(self, path, source_fps=None, stream=None):
         self.path, self.counts, self.begins = path, Counter(), []
-        self.container, self.pixel_aspect, self.declared, self.others = None, 1.0, 0, []
-        self.error = ''
-        self.paths = pictures_of(path)
+        self.pixel_aspect, self.declared, self.others, self.error = 1.0, 0, [], ''
+        self.paths, self.stream = pictures_of(path), stream
         if self.paths:
             if not source_fps:
                 refuse(path, f'{len(self.paths)} pictures, which have no rate', '--source_fps',
@@ -114,25 +113,15 @@ class Film:
             self.clock = Clock(np.zeros(len(self.paths), np.int64), 0, None, source_fps)
             return
         with open_container(path) as container:
-            times = packet_times(container, choose_stream(container, stream, path))
-        self.container = open_container(path)
-        chosen = self.stream = choose_stream(self.container, stream, path)
-        self.others = [(i, s) for i, s in enumerate(self.container.streams.video) if s != chosen]
-        self.clock = Clock(*times, chosen, source_fps)
+            chosen = choose_stream(container, stream, path)
+            self.clock = Clock(*packet_times(container, chosen), chosen, source_fps)
+            self.others = [f'{i} ({s.width}x{s.height})'
+                           for i, s in enumerate(container.streams.video) if s != chosen]
+            self.pixel_aspect = float(chosen.sample_aspect_ratio or 1) or 1.0
+            self.declared = chosen.frames
         if self.clock.rate > MAX_RATE:
             refuse(path, f'timestamps for {self.clock.rate:,.0f} pictures a second',
                    f'at most {MAX_RATE}', 'say how many there are: --source_fps=30')
-        self.pixel_aspect = float(chosen.sample_aspect_ratio or 1) or 1.0
-        self.declared = chosen.frames
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.container:
-            self.container.close()
-
-    # decode
 
     def decoded(self):
         """av frames, or None where something could not be decoded."""
@@ -142,24 +131,24 @@ class Film:
                 with open_container(path) as picture:
                     yield next(picture.decode(video=0))
             return
-        self.stream.thread_type = 'AUTO'
-        packets = self.container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                frames = packet.decode() if packet else []
-            except av.FFmpegError as e:
-                self.counts['undecodable'] += 1
-                self.error = one_line(e)
-                frames = [None]
-                packet = packet if self.counts['undecodable'] < 1000 else None
-            yield from frames
-            if packet is None:
-                return
+        with open_container(self.path) as container:
+            stream = choose_stream(container, self.stream, self.path)
+            stream.thread_type = 'AUTO'
+            packets, packet = container.demux(stream), None
+            while self.counts['undecodable'] < 1000:
+                try:
+                    packet = next(packets, None)
+                    frames = packet.decode() if packet else ()
+                except av.FFmpegError as e:
+                    self.counts['undecodable'] += 1
+                    self.error, frames = one_line(e), [None]
+                yield from frames
+                if packet is None:
+                    return
 
     def frames(self):
-        """Yields (seconds since the first one, av frame) as the clock times them, and at last
-        (end, None); `begins` gets the numbers of those with which a stretch begins."""
+        """Yields (seconds since the first one, (av frame, this film)) as the clock times them, and
+        at last (end, None); `begins` gets the numbers of those with which a stretch begins."""
         last, duration, broken = None, 0, False
         for frame in deinterlaced(self.decoded(), self.counts):
             if frame is None or frame.is_corrupt:
@@ -174,7 +163,7 @@ class Film:
             broken = frame.is_corrupt
             self.counts['corrupt'] += frame.is_corrupt
             self.counts['source'] += 1
-            yield seconds, frame
+            yield seconds, (frame, self)
         if not self.counts['source']:
             reason = f' that can be decoded ({self.error})' if self.error else ''
             refuse(self.path, f'a video without frames{reason}', 'at least 2 frames',
@@ -182,6 +171,17 @@ class Film:
         if not self.clock.step / 2 < duration <= self.clock.longest:
             duration = self.clock.step
         yield seconds + duration, None
+
+
+def one_after_the_other(films):
+    """As Film.frames of one film; each begins where the one before it ends."""
+    end = 0
+    for film in films:
+        for seconds, picture in film.frames():
+            if picture is not None:
+                yield end + seconds, picture
+        end += seconds
+    yield end, None
 
 
 def deinterlaced(frames, counts):
@@ -274,8 +274,8 @@ def noticed(film):
     n, counts = film.counts['source'], film.counts
     gaps = counts['gaps']
     checks = (
-        (film.others, lambda: 'other video streams: ' + ', '.join(
-            f'{i} ({s.width}x{s.height})' for i, s in film.others) + '; --stream=N takes one'),
+        (film.others, lambda: 'other video streams: ' + ', '.join(film.others)
+         + '; --stream=N takes one'),
         (counts['turned'], lambda: f'{counts["turned"]:,} pictures are marked as turned: turned'),
         (film.declared > n, lambda: f'{n:,} pictures of {film.declared:,} that the file declares: '
          'half a download?'),

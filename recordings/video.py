@@ -6,6 +6,7 @@ the cuts.
 import functools
 import math
 import os
+from collections import Counter
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from files import replacing
 from recordings.clock import resample
-from recordings.film import Film, display_matrix, noticed, rgb
+from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
 from recordings.h5file import (check_actions, check_names, check_starts, check_written, create_h5,
                                name_combinations, one_line, printable, refuse)
 
@@ -66,9 +67,9 @@ def resize_by_area(picture, width, height, pad, pixel_aspect=1.0):
     return out
 
 
-def resize_all(frames, width, height, pad, film):
-    """(index, av frame), ... -> (index, picture (height,width,3) uint8), ..."""
-    for index, frame in frames:
+def resize_all(frames, width, height, pad):
+    """(index, (av frame, its film)), ... -> (index, picture (height,width,3) uint8), ..."""
+    for index, (frame, film) in frames:
         matrix = display_matrix(frame)
         aspect = film.pixel_aspect if matrix[0] else 1 / film.pixel_aspect
         picture = rgb(frame, matrix, film.counts)
@@ -208,53 +209,101 @@ def actions_while_shown(actions, indices, longest, no_op):
     return found, n_taps
 
 
-def import_video(video, path, width=128, height=128, fps=None, labels=None, pad=False,
+def labels_of(labels, videos):
+    """What read_labels finds for films in a row, as of one: in one file, or with 'beside' in a file
+    beside each, a.npz for a.mp4. And the file of each film. Raises DataError."""
+    if labels != 'beside':
+        return read_labels(labels) if labels else {}, [labels] * len(videos)
+    paths = [os.path.splitext(video)[0] + '.npz' for video in videos]
+    found = [read_labels(path) for path in paths]
+    together = {}
+    for key in found[0]:
+        for path, known in zip(paths, found):
+            if set(known) != set(found[0]) or known['actions'].ndim != found[0]['actions'].ndim:
+                refuse(path, f'{", ".join(known)}', f'{", ".join(found[0])}, as in {paths[0]}',
+                       'label all films in one way')
+        together[key] = [known[key] for known in found]
+    if any(names != together['action_names'][0] for names in together.get('action_names', ())):
+        refuse(paths[0], 'other action_names than beside another film', 'the same for all',
+               'number the actions in one way')
+    before = np.cumsum([0] + [len(actions) for actions in together['actions']])
+    together['actions'] = np.concatenate(together['actions'])
+    if 'action_names' in together:
+        together['action_names'] = together['action_names'][0]
+    if 'episode_starts' in together:
+        together['episode_starts'] = np.concatenate(
+            [starts + n for starts, n in zip(together['episode_starts'], before)])
+    return together, paths
+
+
+def check_counts(given, paths, films):
+    """Raises DataError unless there is an action for every frame of the films."""
+    if paths[0] is None:
+        return
+    counts = [film.counts['source'] for film in films]
+    if paths[0] == paths[-1]:
+        check_actions(given['actions'], sum(counts), paths[0])
+        return
+    for path, n in zip(paths, counts):
+        check_actions(read_labels(path)['actions'], n, path)
+
+
+def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad=False,
                  compression='gzip', source_fps=None, stream=None, no_op=None):
     """Writes the h5 file `path` from anything PyAV decodes; returns a Counter of frames: source,
     still, blank, and what else was noticed, sentences. Raises DataError, DiskError; then `path` is
     what it was.
 
-    video, source_fps, stream: see Film. fps: of the dataset; else that of the source. labels: an
-    .npz, see read_labels; no_op: the action that does nothing, see actions_while_shown. When labels
-    bring episode_starts they are trusted: those are the episodes, nothing is dropped and no cut is
-    looked for.
+    videos: one, or a list, each with episodes of its own; they, source_fps, stream: see Film. fps:
+    of the dataset; else that of the first film. labels: see labels_of, read_labels; no_op: the
+    action that does nothing, see actions_while_shown. When labels bring episode_starts they are
+    trusted: those are the episodes, nothing is dropped and no cut is looked for.
     """
-    given = read_labels(labels) if labels else {}
-    trusted = 'episode_starts' in given
-    with Film(video, source_fps, stream) as film:
-        tally, clock = film.counts, film.clock
-        fps = fps or clock.rate
-        total = round(len(clock.seconds) * clock.step * fps)
-        frames = resample(film.frames(), fps, slack=min(clock.tick + 1e-6, 0.25 / fps))
-        frames = tqdm(frames, desc='importing', unit=' frames', disable=None, total=total)
-        frames = resize_all(frames, width, height, pad, film)
-        if trusted:
-            frames = ((index, picture, False) for index, picture in frames)
-        else:
-            frames = drop_stills(frames, STILL_SECONDS * fps, tally)
-        with replacing(path) as tmp:
-            with h5py.File(tmp, 'w') as f:
-                name = printable(os.path.basename(video))
-                d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
-                indices, cuts, change, shift = map(np.array, write_frames(d, frames))
-                if len(indices) < 2:
-                    refuse(video, f'{len(indices)} frames of play in {tally["source"]}',
-                           'at least 2', 'look at what was recorded')
-                if given:
-                    check_actions(given['actions'], tally['source'], labels)
-                    longest = math.ceil(clock.rate / fps - 1e-6)
-                    f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
-                                                               no_op)
-                if trusted:
-                    starts = np.unique(np.searchsorted(indices, given['episode_starts']))
-                else:
-                    cuts |= find_cuts(change, shift)
-                    after_gaps = np.searchsorted(indices, film.begins)
-                    starts = np.union1d(np.flatnonzero(cuts), after_gaps)
-                f['episode_starts'] = starts[starts < len(indices)]
-            check_written(tmp, path)
-        sentences = noticed(film)
-        if given and n_taps:
-            sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the '
-                             f'frame before it, whose own is {no_op} (--no_op)')
-        return tally, sentences
+    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
+    given, label_paths = labels_of(labels, videos)
+    films = [Film(video, source_fps, stream) for video in videos]
+    fps = fps or films[0].clock.rate
+    tally, n_taps = Counter(), 0
+    frames = resample(one_after_the_other(films), fps,
+                      slack=min(max(film.clock.tick for film in films) + 1e-6, 0.25 / fps))
+    total = round(sum(len(film.clock.seconds) * film.clock.step for film in films) * fps)
+    frames = tqdm(frames, desc='importing', unit=' frames', disable=None, total=total)
+    frames = resize_all(frames, width, height, pad)
+    if 'episode_starts' in given:
+        frames = ((index, picture, False) for index, picture in frames)
+    else:
+        frames = drop_stills(frames, STILL_SECONDS * fps, tally)
+    name = printable(os.path.basename(videos[0]))
+    if len(videos) > 1:
+        name += f' and {len(videos) - 1} more'
+    with replacing(path) as tmp:
+        with h5py.File(tmp, 'w') as f:
+            d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
+            indices, cuts, change, shift = map(np.array, write_frames(d, frames))
+            counts = np.array([film.counts['source'] for film in films])
+            before = counts.cumsum() - counts  # source frames of the films before each
+            if len(indices) < 2:
+                refuse(videos[0], f'{len(indices)} frames of play in {counts.sum()}', 'at least 2',
+                       'look at what was recorded')
+            begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
+            if given:
+                check_counts(given, label_paths, films)
+                longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
+                f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
+                                                           no_op)
+            if 'episode_starts' in given:
+                begins = np.union1d(given['episode_starts'], before)
+            else:
+                cuts |= find_cuts(change, shift)
+            starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
+            f['episode_starts'] = starts[starts < len(indices)]
+        check_written(tmp, path)
+    sentences = []
+    for film in films:
+        which = f'{printable(os.path.basename(film.path))}: ' if len(films) > 1 else ''
+        sentences += [which + sentence for sentence in noticed(film)]
+        tally.update(film.counts)
+    if n_taps:
+        sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the frame '
+                         f'before it, whose own is {no_op} (--no_op)')
+    return tally, sentences

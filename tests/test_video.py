@@ -127,7 +127,7 @@ def test_the_last_picture_lasts_no_longer_than_a_gap():
     """A recorder that forgot to stop: it stands for nine hours."""
     frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001, is_corrupt=False,
                               interlaced_frame=False) for k in range(9)]
-    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[])
+    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[], pixel_aspect=1)
     for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
         frames[-1].duration = duration
         film.clock = Clock(np.arange(9) * 100, 1, stream())
@@ -295,6 +295,32 @@ def test_any_name_is_a_file(tmp_path, name):
     import_video(path, str(tmp_path / 'a.h5'), 16, 16)
     assert shown(tmp_path / 'a.h5') == list(range(20))
     assert data.load(tmp_path / 'a.h5').source.isprintable()
+
+
+def test_several_films_are_one_dataset(tmp_path):
+    """Each with episodes of its own, and with labels beside each or in one file for all."""
+    h5 = str(tmp_path / 'a.h5')
+    films = [encode(tmp_path / name, numbered(n), 30) for name, n in (('a.mp4', 20), ('b.mkv', 26))]
+    np.savez(tmp_path / 'a.npz', actions=np.arange(20) % 5)
+    np.savez(tmp_path / 'b.npz', actions=np.arange(26) % 3)
+    np.savez(tmp_path / 'all.npz', actions=np.r_[np.arange(20) % 5, np.arange(26) % 3])
+    for labels in ('beside', str(tmp_path / 'all.npz')):
+        tally, _ = import_video(films, h5, 16, 16, labels=labels)
+        ds = data.load(h5)
+        assert shown(h5) == [*range(20), *range(26)] and starts(h5) == [0, 20]
+        assert tally['source'] == 46 and ds.source == 'a.mp4 and 1 more'
+        assert ds.actions.tolist() == [*np.arange(20) % 5, *np.arange(26) % 3]
+    np.savez(tmp_path / 'b.npz', actions=np.arange(26) % 3, episode_starts=[0, 6])
+    with pytest.raises(data.DataError, match='b.npz: found actions, episode_starts'):
+        import_video(films, h5, 16, 16, labels='beside')
+    np.savez(tmp_path / 'a.npz', actions=np.arange(20) % 5, episode_starts=[0, 10])
+    import_video(films, h5, 16, 16, fps=15, labels='beside')
+    assert shown(h5) == [*range(0, 20, 2), *range(0, 26, 2)] and starts(h5) == [0, 5, 10, 13]
+    np.savez(tmp_path / 'b.npz', actions=np.arange(25) % 3, episode_starts=[0, 6])
+    np.savez(tmp_path / 'a.npz', actions=np.arange(21) % 5, episode_starts=[0, 10])
+    with pytest.raises(data.DataError, match='a.npz: found 21 actions for 20 frames'):
+        import_video(films, h5, 16, 16, labels='beside')
+    assert starts(h5) == [0, 5, 10, 13], 'the old file stands'
 
 
 def test_a_broken_video_is_refused(tmp_path):
