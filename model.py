@@ -1124,7 +1124,10 @@ class InverseModel(nn.Module):
     def forward(self, pair):
         before, after = pair.unbind(1)
         s = max(1, round(min(after.shape[-2:]) / 64))
-        x = F.avg_pool2d(torch.cat([before, after, after - before], 1), s)
+        change = after - before
+        # what did not change says nothing: with 100 labels .90 of the game are right, with it .47
+        moved = F.max_pool2d((change.abs().amax(1, keepdim=True) > 0.05).float(), 5, 1, 2)
+        x = F.avg_pool2d(torch.cat([before * moved, after * moved, change], 1), s)
         for conv in self.convs:
             x = F.gelu(conv(x))
         return self.out(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
