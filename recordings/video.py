@@ -141,7 +141,7 @@ def find_cuts(change, shift):
 
 
 def read_labels(path):
-    """The checked arrays of a label file: actions, and perhaps episode_starts and action_names."""
+    """The arrays of a label file: actions, and perhaps episode_starts and action_names."""
     keys = 'actions', 'episode_starts', 'action_names'
     expected = ('an .npz with actions, one per frame of the video, '
                 'and perhaps episode_starts, action_names')
@@ -153,6 +153,11 @@ def read_labels(path):
                'write them with np.savez')
     if 'actions' not in labels:
         refuse(path, 'no "actions"', expected, 'write them with np.savez')
+    return labels
+
+
+def check_labels(labels, path):
+    """What read_labels found, checked and as data.load would have it."""
     labels['actions'], table = check_actions(labels['actions'], None, path)
     names = labels.pop('action_names', None)
     if names is not None:
@@ -201,7 +206,9 @@ def actions_while_shown(actions, indices, longest, no_op):
         sums = np.cumsum(np.vstack([np.zeros_like(actions[:1]), actions]), 0, np.float64)
         return ((sums[ends] - sums[indices]) / (ends - indices)[:, None]).astype(np.float32), 0
     found, n_taps = actions[indices], 0
-    for k in np.flatnonzero((found == no_op) & (no_op is not None)):
+    if no_op is None:
+        return found, 0
+    for k in np.flatnonzero(found == no_op):
         others = actions[indices[k]:ends[k]]
         others = others[others != no_op]
         if len(others):
@@ -210,42 +217,40 @@ def actions_while_shown(actions, indices, longest, no_op):
 
 
 def labels_of(labels, videos):
-    """What read_labels finds for films in a row, as of one: in one file, or with 'beside' in a file
-    beside each, a.npz for a.mp4. And the file of each film. Raises DataError."""
-    if labels != 'beside':
-        return read_labels(labels) if labels else {}, [labels] * len(videos)
-    paths = [os.path.splitext(video)[0] + '.npz' for video in videos]
+    """What is known of films in a row, as of one: from one file, or with 'beside' from a file
+    beside each, a.npz for a.mp4. And (path, number of actions) of each file. Raises DataError."""
+    if not labels:
+        return {}, []
+    paths = [labels]
+    if labels == 'beside':
+        paths = [os.path.splitext(video)[0] + '.npz' for video in videos]
     found = [read_labels(path) for path in paths]
-    together = {}
-    for key in found[0]:
-        for path, known in zip(paths, found):
-            if set(known) != set(found[0]) or known['actions'].ndim != found[0]['actions'].ndim:
-                refuse(path, f'{", ".join(known)}', f'{", ".join(found[0])}, as in {paths[0]}',
-                       'label all films in one way')
-        together[key] = [known[key] for known in found]
-    if any(names != together['action_names'][0] for names in together.get('action_names', ())):
-        refuse(paths[0], 'other action_names than beside another film', 'the same for all',
-               'number the actions in one way')
-    before = np.cumsum([0] + [len(actions) for actions in together['actions']])
-    together['actions'] = np.concatenate(together['actions'])
-    if 'action_names' in together:
-        together['action_names'] = together['action_names'][0]
-    if 'episode_starts' in together:
+    first = found[0]
+    for path, known in zip(paths, found):
+        check_labels(dict(known), path)
+        if set(known) != set(first) or known['actions'].shape[1:] != first['actions'].shape[1:]:
+            refuse(path, f'{", ".join(known)}', f'{", ".join(first)}, as in {paths[0]}',
+                   'label all films in one way')
+        if not np.array_equal(known.get('action_names', ()), first.get('action_names', ())):
+            refuse(path, 'other action_names', f'those of {paths[0]}',
+                   'number the actions in one way')
+    counts = [len(known['actions']) for known in found]
+    before = np.cumsum(counts) - counts
+    # numbered together, or one combination of buttons would be another number in another film
+    together = dict(first, actions=np.concatenate([known['actions'] for known in found]))
+    if 'episode_starts' in first:
         together['episode_starts'] = np.concatenate(
-            [starts + n for starts, n in zip(together['episode_starts'], before)])
-    return together, paths
+            [known['episode_starts'] + n for known, n in zip(found, before)])
+    return check_labels(together, paths[0]), list(zip(paths, counts))
 
 
-def check_counts(given, paths, films):
-    """Raises DataError unless there is an action for every frame of the films."""
-    if paths[0] is None:
+def check_counts(given, files, counts):
+    """Raises DataError unless the files have an action for every source frame of the films."""
+    if len(files) == 1:
+        check_actions(given['actions'], counts.sum(), files[0][0])
         return
-    counts = [film.counts['source'] for film in films]
-    if paths[0] == paths[-1]:
-        check_actions(given['actions'], sum(counts), paths[0])
-        return
-    for path, n in zip(paths, counts):
-        check_actions(read_labels(path)['actions'], n, path)
+    for (path, n_actions), n in zip(files, counts):
+        check_actions(given['actions'][:n_actions], n, path)
 
 
 def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad=False,
@@ -260,7 +265,7 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
     trusted: those are the episodes, nothing is dropped and no cut is looked for.
     """
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-    given, label_paths = labels_of(labels, videos)
+    given, label_files = labels_of(labels, videos)
     films = [Film(video, source_fps, stream) for video in videos]
     fps = fps or films[0].clock.rate
     tally, n_taps = Counter(), 0
@@ -287,7 +292,7 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
                        'look at what was recorded')
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
             if given:
-                check_counts(given, label_paths, films)
+                check_counts(given, label_files, counts)
                 longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
                 f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
                                                            no_op)

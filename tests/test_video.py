@@ -321,6 +321,11 @@ def test_several_films_are_one_dataset(tmp_path):
     with pytest.raises(data.DataError, match='a.npz: found 21 actions for 20 frames'):
         import_video(films, h5, 16, 16, labels='beside')
     assert starts(h5) == [0, 5, 10, 13], 'the old file stands'
+    buttons = np.array([[0, 0], [1, 1], [0, 1]])
+    np.savez(tmp_path / 'a.npz', actions=buttons[[0, 1] * 10])
+    np.savez(tmp_path / 'b.npz', actions=buttons[[1, 2] * 13])
+    import_video(films, h5, 16, 16, labels='beside')
+    assert data.load(h5).actions.tolist() == [0, 2] * 10 + [2, 1] * 13, 'one number, one meaning'
 
 
 def test_a_broken_video_is_refused(tmp_path):
