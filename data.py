@@ -367,6 +367,13 @@ def size(text):
     return w, h
 
 
+def rectangle(text):
+    """'0,60,640,360' -> (x, y, width, height)."""
+    if not re.fullmatch('[0-9]{1,5},[0-9]{1,5},[1-9][0-9]{0,4},[1-9][0-9]{0,4}', text):
+        raise argparse.ArgumentTypeError(f'{text!r}: x,y,width,height in pixels: 0,60,640,360')
+    return tuple(map(int, text.split(',')))
+
+
 def true_or_false(text):
     if text not in ('True', 'False'):
         raise argparse.ArgumentTypeError(f'{text!r}: True or False')
@@ -410,6 +417,10 @@ def parse_command_line():
     p.add_argument('--labels', help='.npz with actions, one per source frame; perhaps '
                    'episode_starts, action_names. "beside": of each video its own, a.npz for a.mp4')
     p.add_argument('--no_op', type=int, default=0, help='the action that does nothing')
+    p.add_argument('--crop', type=rectangle, metavar='X,Y,W,H',
+                   help='the part of the pictures to take, in their pixels; before --size')
+    p.add_argument('--keep_still', type=true_or_false, default=False,
+                   help=f'True: keep what stands still or is of one colour for {STILL_SECONDS} s')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
                    help='gzip is smaller, lzf faster')
@@ -440,7 +451,8 @@ if __name__ == '__main__':
         if a.command == 'video':
             expect_files(a.videos, a.labels)
             tally, noticed = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
-                                          a.compression, a.source_fps, a.stream, a.no_op)
+                                          a.compression, a.source_fps, a.stream, a.no_op,
+                                          a.keep_still, a.crop)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
             for sentence in noticed:

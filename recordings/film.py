@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from recordings.borders import Borders
 from recordings.clock import MAX_RATE, Clock, packet_times
 from recordings.h5file import one_line, refuse
 
@@ -104,36 +105,42 @@ class Film:
 
     def __init__(self, path, source_fps=None, stream=None):
         self.path, self.counts, self.begins = path, Counter(), []
-        self.pixel_aspect, self.declared, self.others, self.error = 1.0, 0, [], ''
+        self.declared, self.others, self.error, self.shape = 0, [], '', None
         self.paths, self.stream = pictures_of(path), stream
         if self.paths:
             if not source_fps:
                 refuse(path, f'{len(self.paths)} pictures, which have no rate', '--source_fps',
                        'say how many there are a second: --source_fps=15')
             self.clock = Clock(np.zeros(len(self.paths), np.int64), 0, None, source_fps)
+            self.borders = Borders(len(self.paths))
             return
         with open_container(path) as container:
             chosen = choose_stream(container, stream, path)
             self.clock = Clock(*packet_times(container, chosen), chosen, source_fps)
             self.others = [f'{i} ({s.width}x{s.height})'
                            for i, s in enumerate(container.streams.video) if s != chosen]
-            self.pixel_aspect = float(chosen.sample_aspect_ratio or 1) or 1.0
             self.declared = chosen.frames
+        self.borders = Borders(len(self.clock.seconds))
         if self.clock.rate > MAX_RATE:
             refuse(path, f'timestamps for {self.clock.rate:,.0f} pictures a second',
                    f'at most {MAX_RATE}', 'say how many there are: --source_fps=30')
 
     def decoded(self):
-        """av frames, or None where something could not be decoded."""
+        """av frames, or None where something could not be decoded. opaque: width over height of a
+        pixel, as the container says, or the codec where it says something new."""
         import av
         if self.paths:
             for path in self.paths:
                 with open_container(path) as picture:
-                    yield next(picture.decode(video=0))
+                    frame = next(picture.decode(video=0))
+                    frame.opaque = 1.0
+                    yield frame
             return
         with open_container(self.path) as container:
             stream = choose_stream(container, self.stream, self.path)
             stream.thread_type = 'AUTO'
+            codec, aspect = stream.codec_context, stream.sample_aspect_ratio
+            codec_said = codec.sample_aspect_ratio
             packets, packet = container.demux(stream), None
             while self.counts['undecodable'] < 1000:
                 try:
@@ -142,7 +149,13 @@ class Film:
                 except av.FFmpegError as e:
                     self.counts['undecodable'] += 1
                     self.error, frames = one_line(e), [None]
-                yield from frames
+                for frame in frames:
+                    # what the codec says may already be of pictures that come out later
+                    if frame and frame.key_frame and codec.sample_aspect_ratio != codec_said:
+                        aspect = codec_said = codec.sample_aspect_ratio
+                    if frame:
+                        frame.opaque = float(aspect or 1)
+                    yield frame
                 if packet is None:
                     return
 
@@ -272,7 +285,7 @@ def rgb(frame, matrix, counts):
 def noticed(film):
     """What was found in a film beside pictures, and what was done about it: sentences."""
     n, counts = film.counts['source'], film.counts
-    gaps = counts['gaps']
+    gaps, borders = counts['gaps'], film.borders.sentence()
     checks = (
         (film.others, lambda: 'other video streams: ' + ', '.join(film.others)
          + '; --stream=N takes one'),
@@ -289,6 +302,7 @@ def noticed(film):
          'shown on black'),
         (counts['interlaced'], lambda: f'{counts["interlaced"]:,} pictures are interlaced: '
          'deinterlaced'),
+        (borders, lambda: borders),
         (counts['HDR'], lambda: f'{counts["HDR"]:,} pictures are HDR, and too dark here: convert '
          'them first, ffmpeg -i IN -vf zscale=t=linear,tonemap=hable,zscale=t=bt709 OUT.mp4'),
     )

@@ -13,13 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 from files import replacing
+from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
 from recordings.h5file import (check_actions, check_names, check_starts, check_written, create_h5,
                                name_combinations, one_line, printable, refuse)
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
-STILL_LEVELS = 16  # of 255: the largest change of a pixel that compression noise may make
+STILL_LEVELS = 6, 16  # of 255: changes of a pixel that may be noise, if there is none and at most
+NOISE_EVERY = 16  # frames: how often noise is measured
+KEEP_STILL = 'where waiting is part of the game: --keep_still=True'
 CUT_SCORE = 3.0  # see find_cuts
 CUT_RATIO = 4.0
 
@@ -67,12 +70,17 @@ def resize_by_area(picture, width, height, pad, pixel_aspect=1.0):
     return out
 
 
-def resize_all(frames, width, height, pad):
+def resize_all(frames, width, height, pad, crop=None):
     """(index, (av frame, its film)), ... -> (index, picture (height,width,3) uint8), ..."""
     for index, (frame, film) in frames:
         matrix = display_matrix(frame)
-        aspect = film.pixel_aspect if matrix[0] else 1 / film.pixel_aspect
+        aspect = frame.opaque if matrix[0] else 1 / frame.opaque
         picture = rgb(frame, matrix, film.counts)
+        film.shape = film.shape or picture.shape[:2]
+        if crop:
+            picture = cut_out(picture, crop, film.shape, film.path)
+        else:
+            film.borders.look(picture)
         yield index, resize_by_area(picture, width, height, pad, aspect)
 
 
@@ -80,34 +88,57 @@ def resize_all(frames, width, height, pad):
 # stills and cuts
 
 
-def drop_stills(frames, limit, tally):
-    """(index, picture), ... -> (index, picture, cut), ... without the stretches of more than
-    `limit` frames that stand still (all but their first frame) or are of one colour (all of them).
-    tally['still'] and tally['blank'] count what is dropped.
+def noise_between(a, b):
+    """Levels by which two pictures (h,w,3) differ where nothing moves: the standard deviation of
+    the difference inside blocks of 4x4 pixels, of which a quarter has less. What is of one colour
+    may move in between, it has none."""
+    h, w = a.shape[0] // 4, a.shape[1] // 4
+    d = (a[:4 * h, :4 * w].astype(np.float32) - b[:4 * h, :4 * w]).reshape(h, 4, w, 4, 3)
+    return np.quantile(d.std((1, 3)).max(-1), 0.25)
 
-    cut: an episode starts here, because frames before it were dropped, or blank ones shown: nothing
-    follows from black.
+
+def still_levels(noise):
+    """How many levels a pixel may change while nothing does. noise: of some frames. At the edges of
+    what is in the picture codecs change some 24 times as much as elsewhere (measured, H.264)."""
+    least, most = STILL_LEVELS
+    return min(most, least + 24 * np.median(noise)) if noise else least
+
+
+def drop_stills(frames, limit, tally):
+    """(index, picture), ... -> (index, picture, after), ... without the stretches of more than
+    `limit` frames (None: of none) that stand still (all but their first frame) or are of one colour
+    (all of them). tally['still'] and tally['blank'] count what is dropped.
+
+    after: 'still' where frames before it were dropped, 'blank' where blank ones were dropped or
+    shown, else ''.
     """
     first, first_blank = None, False  # of the stretch to which the last frame belongs
     held, dropping = [], False  # its frames that are not yet passed on; is it too long?
-    for index, picture in frames:
+    noise, before = [], None
+    for n, (index, picture) in enumerate(frames):
+        if n % NOISE_EVERY == 1:
+            noise.append(noise_between(before, picture))
+        before, levels = picture, still_levels(noise)
         colour_range = picture.max(0).max(0) - picture.min(0).min(0)
-        blank = (colour_range <= STILL_LEVELS).all()
+        blank = (colour_range <= levels).all()
         goes_on = first is not None and blank == first_blank
         if goes_on and not blank:
-            goes_on = np.abs(picture - first).max() <= STILL_LEVELS
+            goes_on = np.abs(picture - first).max() <= levels
         if goes_on:
-            held.append((index, picture, False))
+            held.append((index, picture, ''))
         else:
             yield from held
-            cut = dropping or first_blank
+            after = 'blank' if first_blank else 'still' if dropping else ''
             first, first_blank = picture.astype(np.int16), blank
             held, dropping = [], False
             if blank:
-                held.append((index, picture, cut))
+                held.append((index, picture, after))
             else:
-                yield index, picture, cut
-        if dropping or len(held) > limit:
+                yield index, picture, after
+        if limit is None:
+            yield from held
+            held = []
+        if dropping or limit is not None and len(held) > limit:
             tally['blank' if blank else 'still'] += len(held)
             held, dropping = [], True
     yield from held
@@ -119,21 +150,24 @@ def colours(picture):
     return np.bincount((r * 16 + g * 4 + b).ravel(), minlength=64) / r.size
 
 
-def find_cuts(change, shift):
+def find_cuts(change, shift, waited=False):
     """Where does another scene begin? (N,) bool.
 
     It looks at each frame against its predecessor: change (N,) is the mean absolute difference in
-    levels of 255, shift (N,) the share of the pixels whose colour class is replaced.
+    levels of 255, shift (N,) the share of the pixels whose colour class is replaced. waited (N,):
+    time passed in between, in which nothing moved.
 
     Scrolling changes every pixel but hardly which colours there are; a flash of a few sprites is
     the other way round. Only a cut makes the product large (on our scrolling test recording, 13
     cuts: 5.2 and more; all else: 1.7 at most). It must also stand out from the second around it, so
-    that a fade or a game that flickers all the time is not cut to pieces. A false cut costs a few
-    windows, a missed one teaches teleporting. A change of room at once is a cut, too.
+    that a fade or a game that flickers all the time is not cut to pieces, unless it was still
+    before. A false cut costs a few windows, a missed one teaches teleporting. A change of room at
+    once is a cut, too.
     """
     score = change * shift
     around = np.lib.stride_tricks.sliding_window_view(np.pad(score, 8, mode='edge'), 17)
-    return (score > CUT_SCORE) & (score > CUT_RATIO * np.median(around, 1))
+    stands_out = score > CUT_RATIO * np.median(around, 1)
+    return (score > CUT_SCORE) & (waited | stands_out)
 
 
 # -----------------------------------------------------------------------------
@@ -172,25 +206,34 @@ def check_labels(labels, path):
     return labels
 
 
-def write_frames(d, frames):
-    """Appends (index, picture, cut), ... to the growing h5 dataset d.
+def append(d, pictures):
+    """Appends them to the growing h5 dataset d."""
+    n = len(d)
+    d.resize(n + len(pictures), 0)
+    d[n:] = np.stack(pictures)
 
-    Returns lists, one entry a frame: its index; its cut, or True for the first one; its change and
-    its shift, as find_cuts wants them.
+
+def write_frames(d, frames):
+    """Appends (index, picture, after), ... to the growing h5 dataset d, a chunk at a time.
+
+    Returns arrays, one entry a frame: its index; what it comes after; its change and its shift, as
+    find_cuts wants them.
     """
-    indices, cuts, change, shift = [], [], [], []
-    for n, (index, picture, cut) in enumerate(frames):
-        d.resize(n + 1, 0)
-        d[n] = picture  # HDF5 compresses a chunk when it is full
+    found, block = [], []
+    for index, picture, after in frames:
         levels, shares = picture.astype(np.int16), colours(picture)
-        if n == 0:
+        if not found:
             levels_before, shares_before = levels, shares
-        indices.append(index)
-        cuts.append(cut or n == 0)
-        change.append(np.abs(levels - levels_before).mean())
-        shift.append(np.abs(shares - shares_before).sum() / 2)
+        found.append((index, after, np.abs(levels - levels_before).mean(),
+                      np.abs(shares - shares_before).sum() / 2))
         levels_before, shares_before = levels, shares
-    return indices, cuts, change, shift
+        block.append(picture)
+        if len(block) == d.chunks[0]:
+            append(d, block)
+            block = []
+    if block:
+        append(d, block)
+    return map(np.array, zip(*found)) if found else [np.zeros(0)] * 4
 
 
 def actions_while_shown(actions, indices, longest, no_op):
@@ -254,56 +297,60 @@ def check_counts(given, files, counts):
 
 
 def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad=False,
-                 compression='gzip', source_fps=None, stream=None, no_op=None):
+                 compression='gzip', source_fps=None, stream=None, no_op=None, keep_still=False,
+                 crop=None):
     """Writes the h5 file `path` from anything PyAV decodes; returns a Counter of frames: source,
     still, blank, and what else was noticed, sentences. Raises DataError, DiskError; then `path` is
     what it was.
 
     videos: one, or a list, each with episodes of its own; they, source_fps, stream: see Film. fps:
     of the dataset; else that of the first film. labels: see labels_of, read_labels; no_op: the
-    action that does nothing, see actions_while_shown. When labels bring episode_starts they are
-    trusted: those are the episodes, nothing is dropped and no cut is looked for.
+    action that does nothing, see actions_while_shown. crop: see cut_out. When labels bring
+    episode_starts they are trusted: those are the episodes, nothing is dropped and no cut is looked
+    for. keep_still: nothing is dropped either.
     """
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     given, label_files = labels_of(labels, videos)
     films = [Film(video, source_fps, stream) for video in videos]
     fps = fps or films[0].clock.rate
-    tally, n_taps = Counter(), 0
+    tally, n_taps, trusted = Counter(), 0, 'episode_starts' in given
     frames = resample(one_after_the_other(films), fps,
                       slack=min(max(film.clock.tick for film in films) + 1e-6, 0.25 / fps))
     total = round(sum(len(film.clock.seconds) * film.clock.step for film in films) * fps)
     frames = tqdm(frames, desc='importing', unit=' frames', disable=None, total=total)
-    frames = resize_all(frames, width, height, pad)
-    if 'episode_starts' in given:
-        frames = ((index, picture, False) for index, picture in frames)
-    else:
-        frames = drop_stills(frames, STILL_SECONDS * fps, tally)
+    frames = resize_all(frames, width, height, pad, crop)
+    frames = drop_stills(frames, None if keep_still or trusted else STILL_SECONDS * fps, tally)
     name = printable(os.path.basename(videos[0]))
     if len(videos) > 1:
         name += f' and {len(videos) - 1} more'
     with replacing(path) as tmp:
         with h5py.File(tmp, 'w') as f:
             d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
-            indices, cuts, change, shift = map(np.array, write_frames(d, frames))
+            indices, after, change, shift = write_frames(d, frames)
             counts = np.array([film.counts['source'] for film in films])
             before = counts.cumsum() - counts  # source frames of the films before each
+            dropped = tally['still'] + tally['blank']
             if len(indices) < 2:
-                refuse(videos[0], f'{len(indices)} frames of play in {counts.sum()}', 'at least 2',
-                       'look at what was recorded')
+                refuse(videos[0], f'{len(indices)} frames of play: {tally["still"]} stood still for '
+                       f'more than {STILL_SECONDS} s, {tally["blank"]} are of one colour',
+                       'at least 2', KEEP_STILL if dropped else 'look at what was recorded')
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
+            cuts = find_cuts(change, shift, after == 'still') | (after == 'blank')
+            if trusted:
+                begins, cuts = np.union1d(given['episode_starts'], before), cuts & False
+            starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
+            starts = starts[starts < len(indices)]
             if given:
                 check_counts(given, label_files, counts)
                 longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
                 f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
                                                            no_op)
-            if 'episode_starts' in given:
-                begins = np.union1d(given['episode_starts'], before)
-            else:
-                cuts |= find_cuts(change, shift)
-            starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
-            f['episode_starts'] = starts[starts < len(indices)]
+            f['episode_starts'] = starts
         check_written(tmp, path)
     sentences = []
+    if dropped > len(indices):
+        sentences.append(f'{dropped:,} of {dropped + len(indices):,} frames were dropped. '
+                         + KEEP_STILL[0].upper() + KEEP_STILL[1:])
     for film in films:
         which = f'{printable(os.path.basename(film.path))}: ' if len(films) > 1 else ''
         sentences += [which + sentence for sentence in noticed(film)]

@@ -127,7 +127,7 @@ def test_the_last_picture_lasts_no_longer_than_a_gap():
     """A recorder that forgot to stop: it stands for nine hours."""
     frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001, is_corrupt=False,
                               interlaced_frame=False) for k in range(9)]
-    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[], pixel_aspect=1)
+    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[])
     for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
         frames[-1].duration = duration
         film.clock = Clock(np.arange(9) * 100, 1, stream())
@@ -378,6 +378,61 @@ def test_crop_pad_and_area_averaging():
     assert np.array_equal(resize_by_area(picture[:8, :8], 16, 16, False), doubled)
 
 
+def game_in_a_window(n, wide=96, high=64):
+    """A game of 48x32 at (20,16) of a desktop that never moves but for its clock."""
+    desktop = np.repeat(noise(1, high, wide), n, 0)
+    desktop[:, 16:48, 20:68] = scene(1, n, 32, 48)
+    desktop[:, 60:62, 90:94] = np.arange(n)[:, None, None, None] % 2 * 200
+    return desktop
+
+
+def test_what_never_moves_around_the_game_is_a_hint(tmp_path):
+    video, h5 = encode(tmp_path / 'a.mp4', game_in_a_window(60), 15), str(tmp_path / 'a.h5')
+    _, noticed = import_video(video, h5, 48, 32)
+    assert len(noticed) == 1 and '--crop=20,16,48,32 takes' in noticed[0]
+    _, noticed = import_video(video, h5, 48, 32, crop=(20, 16, 48, 32))
+    assert not noticed and np.array_equal(data.load(h5).frames, scene(1, 60, 32, 48))
+    with pytest.raises(data.DataError, match='found pictures of 96x64.*\n.*--crop=60,0,48,32'):
+        import_video(video, h5, 48, 32, crop=(60, 0, 48, 32))
+    assert np.array_equal(data.load(h5).frames, scene(1, 60, 32, 48)), 'the old file stands'
+    bars = np.zeros((60, 48, 32, 3), np.uint8)
+    bars[:, 8:40] = scene(1, 60, 32, 32)
+    _, noticed = import_video(encode(tmp_path / 'b.mp4', bars, 15), h5, 32, 32)
+    assert '--crop=0,8,32,32' in noticed[0]
+    _, noticed = import_video(encode(tmp_path / 'c.mp4', scene(1, 60), 15), h5, 32, 32)
+    assert not noticed
+
+
+def test_a_crop_is_of_pictures_of_any_size(tmp_path):
+    for k, size in enumerate((32, 64, 32)):
+        picture = np.zeros((size, size, 3), np.uint8)
+        picture[size // 4:size // 2, size // 2:] = 200, 60 * k, 0
+        pictures.save_png(tmp_path / f'{k}.png', picture)
+    import_video(str(tmp_path), str(tmp_path / 'a.h5'), 16, 8, source_fps=10, crop=(16, 8, 16, 8))
+    assert (data.load(tmp_path / 'a.h5').frames[..., 0] == 200).all()
+
+
+@pytest.mark.parametrize('reordered', [0, 2])
+def test_pixels_become_wider_midway(tmp_path, reordered):
+    """64x32 pixels, square ones and then of twice the width: the middle half is then shown."""
+    ramp = np.repeat(np.arange(40, 232, 3, np.uint8)[None, :, None], 32, 0).repeat(3, 2)
+    frames = np.repeat(ramp[None], 20, 0)
+    frames[:, :4] = np.arange(20)[:, None, None, None] * 12  # no still
+    for k, aspect in enumerate((1, 2)):
+        def widen(stream, aspect=aspect):
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+            stream.options = {'crf': '1', 'bf': str(reordered)}
+        film(tmp_path / f'{k}.ts', frames, 'yuv420p', prepare=widen)
+    joined = tmp_path / 'a.ts'
+    joined.write_bytes(b''.join((tmp_path / f'{k}.ts').read_bytes() for k in range(2)))
+    import_video(str(joined), str(tmp_path / 'a.h5'), 32, 16)
+    row = data.load(tmp_path / 'a.h5').frames[:, 8, :, 0].astype(int)
+    assert len(row) == 40
+    for k, x in enumerate(row):
+        wanted = ramp[0, :, 0].reshape(32, 2).mean(1) if k < 20 else ramp[0, 16:48, 0]
+        assert np.abs(x - wanted).max() <= 4, k
+
+
 # -----------------------------------------------------------------------------
 # cuts and stills
 
@@ -422,7 +477,68 @@ def test_blank_and_still_stretches(tmp_path):
     with h5py.File(tmp_path / 'a.h5') as f:
         assert np.array_equal(f['frames'], kept)
     found = set(starts(tmp_path / 'a.h5')) - {130}
-    assert found == {0, 80, 110, 135}, 'after still, after black, after a short black'
+    assert found == {0, 110, 135}, 'after black, after a short black; not after still'
+    tally, _ = import_video(str(tmp_path / 'a.mp4'), str(tmp_path / 'a.h5'), 32, 32,
+                            keep_still=True)
+    with h5py.File(tmp_path / 'a.h5') as f:
+        assert tally == Counter(source=len(frames)) and np.array_equal(f['frames'], frames)
+    assert {0, 185, 210} <= set(starts(tmp_path / 'a.h5'))
+
+
+def test_another_scene_after_a_still_is_another_episode(tmp_path):
+    frames = np.concatenate([scene(1, 30), np.repeat(scene(1, 30)[29:], 50, 0), scene(2, 30)])
+    import_video(encode(tmp_path / 'a.mp4', frames, 15), str(tmp_path / 'a.h5'), 32, 32)
+    assert len(shown(tmp_path / 'a.h5')) == 60 and starts(tmp_path / 'a.h5') == [0, 30]
+
+
+def turns(n, each=45, size=32):
+    """A board on which something moves after every `each` pictures."""
+    board = np.full((n, size, size, 3), 150, np.uint8)
+    for k, picture in enumerate(board):
+        at = 4 * (k // each * 3 % 8)
+        picture[at:at + 4, 8:12] = 20
+    return board
+
+
+def night(n):
+    world = np.random.default_rng(0).integers(2, 15, (4, 40, 1)).astype(np.uint8)
+    world = world.repeat(8, 0).repeat(8, 1).repeat(3, 2)
+    return np.stack([world[:, k:k + 32] for k in range(n)])
+
+
+def stealth(n):
+    frames = np.repeat(turns(1), n, 0)
+    for k, picture in enumerate(frames):
+        at = int(12 + 10 * np.sin(k / 9))
+        picture[at:at + 5, 20:25] += 9
+    return frames
+
+
+def test_games_in_which_little_happens(tmp_path):
+    """Dark ones and faint heroes are play; waiting is a choice, and one scene stays one episode."""
+    h5 = str(tmp_path / 'a.h5')
+    for frames in (night(90), stealth(90)):
+        tally, _ = import_video(encode(tmp_path / 'a.mp4', frames, 15), h5, 32, 32)
+        assert tally == Counter(source=90) and starts(h5) == [0]
+    video = encode(tmp_path / 'b.mp4', turns(45 * 8), 15)
+    tally, noticed = import_video(video, h5, 32, 32)
+    assert np.array_equal(data.load(h5).frames, turns(45 * 8)[::45]) and starts(h5) == [0]
+    assert noticed == ['352 of 360 frames were dropped. Where waiting is part of the game: '
+                       '--keep_still=True']
+    tally, noticed = import_video(video, h5, 32, 32, keep_still=True)
+    assert tally == Counter(source=360) and not noticed and starts(h5) == [0]
+    with pytest.raises(data.DataError, match='1 frames of play: 44 stood still.*0 are of one.*\n'
+                       '.*\n.*keep_still=True'):
+        import_video(encode(tmp_path / 'c.mp4', turns(45), 15), h5, 32, 32)
+
+
+def test_what_a_noisy_camera_sees_stands_still(tmp_path):
+    """In noise of up to 15 levels; the same threshold would swallow the faint hero."""
+    rng = np.random.default_rng(0)
+    frames = np.concatenate([scene(1, 30), np.repeat(scene(1, 30)[29:], 60, 0), scene(1, 60)[30:]])
+    frames = np.clip(frames + rng.uniform(-7, 7, frames.shape), 0, 255).astype(np.uint8)
+    tally, _ = import_video(encode(tmp_path / 'a.mp4', frames, 15), str(tmp_path / 'a.h5'), 32, 32)
+    assert tally == Counter(source=120, still=60)
 
 
 def test_an_episode_starts_after_black_even_if_it_fades_in():
