@@ -38,7 +38,8 @@ def area_weights(n, length, m):
     pixel = edges[:-1].astype(np.int64) + np.arange(math.ceil(length / m) + 1)
     overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
     weight = np.maximum(overlap, 0) * m / length
-    return np.minimum(pixel, n - 1), weight.astype(np.float32)
+    used = weight.any(0)  # of whole pixels the last one has no part
+    return np.minimum(pixel, n - 1)[:, used], weight[:, used].astype(np.float32)
 
 
 def average(x, length, m):
