@@ -1,5 +1,6 @@
 """A file is written whole or not at all."""
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -51,6 +52,15 @@ def user_cache():
     return os.path.join(folder, 'nanoworlds') if os.path.isabs(folder) else None
 
 
+def sync(fd):
+    """Waits until what was written is on the disk. Some network shares do not know how."""
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Yields a temporary name beside `path`, to be written, and renames it to `path` at the end.
@@ -68,11 +78,11 @@ def replacing(path):
                 os.remove(old)
         yield tmp
         with open(tmp, 'rb+') as f:
-            os.fsync(f.fileno())
+            sync(f.fileno())
         os.replace(tmp, path)
         if os.name != 'nt':  # Windows cannot open a folder; elsewhere the name outlives a power cut
             fd = os.open(folder, os.O_RDONLY)
-            os.fsync(fd)
+            sync(fd)
             os.close(fd)
     except OSError as e:
         raise DiskError(why_not_written(path, e)) from e

@@ -20,8 +20,34 @@ PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'
 HD_HEIGHT = 720  # pixels from which untagged colours are those of BT.709, not of BT.601
 UNTAGGED, BT709, PQ, HLG = 2, 1, 16, 18  # as H.273 numbers them
 
+# what has the name of a video and is none: how it begins, what it is, what to do
+IMPOSTORS = (
+    (b'version https://git-lfs', 'a pointer of Git LFS in place of the file', 'git lfs pull'),
+    (b'\0\x05\x16\x07', 'what a Mac stores beside a file of this name without "._"',
+     'name the file itself'),
+    (b'<!doctype html', 'a page of HTML', 'download the video itself, not the page about it'),
+    (b'<html', 'a page of HTML', 'download the video itself, not the page about it'))
+
 # -----------------------------------------------------------------------------
 # open
+
+
+def expect_video(path):
+    """Raises DataError for a file that is known not to be one."""
+    try:
+        with open(path, 'rb') as f:
+            head = f.read(4096)
+    except OSError:
+        return  # av says why
+    for begins, found, cure in IMPOSTORS:
+        if head.lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith(begins):
+            refuse(path, found, 'a video', cure)
+    if not head:
+        refuse(path, 'an empty file (0 bytes)', 'a video', 'copy it again')
+    if head[:4] == b'RIFF' and head[8:12] == b'WEBP' and b'ANIM' in head:
+        refuse(path, 'an animated webp, which FFmpeg does not decode', 'a video or a gif',
+               'python -c "from PIL import Image; '
+               "Image.open('IN.webp').save('OUT.gif', save_all=True)\"")
 
 
 def open_container(path):
@@ -29,6 +55,7 @@ def open_container(path):
     import av
     source = path = str(path)
     if os.path.exists(path):  # then a colon in its name is not the end of a protocol
+        expect_video(path)
         source = 'file:' + path
         if not path.isprintable():  # nor does av take bytes that are not UTF-8
             source = open(path, 'rb')
@@ -94,6 +121,11 @@ def choose_stream(container, number, path):
     return min(streams, key=rank)
 
 
+def size_of(path):
+    """Bytes of a file, 0 of anything else."""
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
 class Film:
     """
     frames(): what is shown, one after the other, and when. begins: the numbers of the frames with
@@ -107,6 +139,7 @@ class Film:
         self.path, self.counts, self.begins = path, Counter(), []
         self.declared, self.others, self.error, self.shape = 0, [], '', None
         self.paths, self.stream = pictures_of(path), stream
+        self.size = size_of(path)
         if self.paths:
             if not source_fps:
                 refuse(path, f'{len(self.paths)} pictures, which have no rate', '--source_fps',
@@ -285,6 +318,7 @@ def rgb(frame, matrix, counts):
 def noticed(film):
     """What was found in a film beside pictures, and what was done about it: sentences."""
     n, counts = film.counts['source'], film.counts
+    grew = size_of(film.path) != film.size
     gaps, borders = counts['gaps'], film.borders.sentence()
     checks = (
         (film.others, lambda: 'other video streams: ' + ', '.join(film.others)
@@ -292,6 +326,8 @@ def noticed(film):
         (counts['turned'], lambda: f'{counts["turned"]:,} pictures are marked as turned: turned'),
         (film.declared > n, lambda: f'{n:,} pictures of {film.declared:,} that the file declares: '
          'half a download?'),
+        (grew, lambda: 'the file grew while it was read: its recorder runs on, and what '
+         'came later is missing'),
         (counts['undecodable'], lambda: f'{counts["undecodable"]:,} places that cannot be decoded '
          f'({film.error}): an episode begins after each'),
         (counts['corrupt'], lambda: f'{counts["corrupt"]:,} pictures are damaged: an episode '

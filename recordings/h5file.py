@@ -53,6 +53,19 @@ def one_line(error):
 # open
 
 
+def has_writer(path):
+    """Does a process of this machine hold the lock that HDF5 takes while it writes?"""
+    try:
+        import fcntl  # not on Windows
+        with open(path, 'rb') as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # some disks know no locks
+        pass
+    return False
+
+
 def open_h5(path):
     """Returns an open h5py.File, or says what the file is instead."""
     expected = 'an HDF5 file with frames uint8 (N,H,W,3)'
@@ -66,6 +79,9 @@ def open_h5(path):
         inside = ', '.join(inside[:5]) or 'there is no .h5 in it'
         refuse(path, 'a directory', expected, f'name a file in it: {inside}')
     try:
+        if has_writer(path):
+            refuse(path, 'a file that a program has open for writing', expected,
+                   'let it end, or close the file: h5py.File(...).close()')
         if os.path.getsize(path) == 0:
             refuse(path, 'an empty file (0 bytes)', expected, 'make it or copy it again')
         if h5py.is_hdf5(path):

@@ -1,5 +1,6 @@
 """A file is written whole or not at all: in a block that raises, in a process that is killed, on a
 full disk."""
+import errno
 import os
 import subprocess
 import sys
@@ -26,6 +27,20 @@ def test_the_new_file_or_the_old_one(tmp_path):
         Path(tmp).write_text('second')
         assert path.read_text() == 'first'
     assert path.read_text() == 'second' and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_share_that_knows_no_fsync_is_written_to(tmp_path, monkeypatch):
+    def refuses(fd, number=errno.EINVAL):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'fsync', refuses)
+    with files.replacing(tmp_path / 'a') as tmp:
+        Path(tmp).write_text('whole')
+    assert (tmp_path / 'a').read_text() == 'whole'
+    monkeypatch.setattr(os, 'fsync', lambda fd: refuses(fd, errno.EIO))  # a broken disk
+    with pytest.raises(files.DiskError), files.replacing(tmp_path / 'a') as tmp:
+        Path(tmp).write_text('lost')
+    assert (tmp_path / 'a').read_text() == 'whole'
 
 
 def test_what_a_killed_writer_left_goes_an_hour_later(tmp_path):

@@ -17,6 +17,7 @@ import data
 import pictures
 from recordings.clock import Clock
 from recordings.film import Film
+from recordings.film import noticed as noticed_of
 from recordings.video import drop_stills, find_cuts, import_video, resize_by_area
 
 
@@ -286,6 +287,41 @@ def test_interlaced_pictures_are_deinterlaced(tmp_path):
     assert tally['source'] == tally['interlaced'] == len(got) == 12
     assert noticed == ['12 pictures are interlaced: deinterlaced']
     assert combed(got) < combed(frames) / 3
+
+
+@pytest.mark.parametrize('name, content, words', [
+    ('a.mp4', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+    ('a.mp4', b'\n<!DOCTYPE html><html><title>Video</title>', 'not the page about it'),
+    ('._a.mp4', b'\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X', 'without "._"'),
+    ('a.mp4', b'', 'empty file')])
+def test_what_has_the_name_of_a_video_and_is_none(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.DataError, match=words) as e:
+        import_video(str(tmp_path / name), str(tmp_path / 'a.h5'))
+    assert str(e.value).count('\n') == 2
+
+
+def test_an_animated_webp_is_named_with_a_cure_that_works(tmp_path):
+    first, *others = map(Image.fromarray, numbered(12))
+    first.save(tmp_path / 'a.webp', save_all=True, append_images=others, duration=100)
+    with pytest.raises(data.DataError, match='animated webp') as e:
+        import_video(str(tmp_path / 'a.webp'), str(tmp_path / 'a.h5'), 16, 16)
+    assert "Image.open('IN.webp').save('OUT.gif', save_all=True)" in str(e.value)
+    Image.open(tmp_path / 'a.webp').save(tmp_path / 'a.gif', save_all=True)
+    import_video(str(tmp_path / 'a.gif'), str(tmp_path / 'a.h5'), 16, 16)
+    assert len(data.load(tmp_path / 'a.h5').frames) == 12
+
+
+def test_a_recorder_that_still_runs(tmp_path):
+    path = tmp_path / 'a.ts'
+    encode(path, numbered(28), 30)
+    film = Film(str(path))
+    frames = list(film.frames())
+    assert len(frames) == 29 and not any('grew' in sentence for sentence in noticed_of(film))
+    film = Film(str(path))
+    path.write_bytes(path.read_bytes() * 2)
+    list(film.frames())
+    assert 'the file grew while it was read' in noticed_of(film)[0]
 
 
 @pytest.mark.parametrize('name', ['Hero: the quest.mp4', b'\x96\x60\x8c\xaf.mp4'])
