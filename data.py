@@ -31,6 +31,7 @@ from recordings import game, hunter
 from recordings.clock import MAX_RATE
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, printable, read_optional, refuse)
+from recordings.labels import file_beside
 from recordings.video import STILL_SECONDS, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -378,8 +379,8 @@ def expect_files(videos, labels):
     files = [(video, 'a video') for video in videos]
     if labels == 'beside':
         labels = None
-        files += [(os.path.splitext(v)[0] + '.npz', 'an .npz with actions') for v in videos]
-    for path, expected in (*files, (labels, 'an .npz with actions')):
+        files += [(file_beside(video), 'labels') for video in videos]
+    for path, expected in (*files, (labels, 'labels')):
         is_pattern = path in videos and '%' in os.path.basename(path)
         if path and '://' not in path and not is_pattern and not os.path.exists(path):
             refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
@@ -407,9 +408,10 @@ def parse_command_line():
     p.add_argument('--source_fps', type=float, help='the rate of the video, where its timestamps '
                    'are wrong; pictures have none')
     p.add_argument('--stream', type=int, help='number of the video stream, of several')
-    p.add_argument('--labels', help='.npz with actions, one per source frame; perhaps '
-                   'episode_starts, action_names. "beside": of each video its own, a.npz for a.mp4')
-    p.add_argument('--no_op', type=int, default=0, help='the action that does nothing')
+    p.add_argument('--labels', help='.npz, .npy, .csv, .tsv or .jsonl with actions, one per source '
+                   'frame; perhaps episode_starts, action_names. "beside": a.npz for each a.mp4')
+    p.add_argument('--no_op', type=int, help='the action that does nothing; default: none pressed, '
+                   'or what is called noop, or 0')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
                    help='gzip is smaller, lzf faster')

@@ -169,14 +169,14 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
 
     videos: one, or a list, each with episodes of its own; they, source_fps, stream: see Film. fps:
     of the dataset; else that of the first film. labels: see labels_of, read_labels; no_op: the
-    action that does nothing, see actions_while_shown. When labels bring episode_starts they are
-    trusted: those are the episodes, nothing is dropped and no cut is looked for.
+    action that does nothing, None: see actions_while_shown. When labels bring episode_starts they
+    are trusted: those are the episodes, nothing is dropped and no cut is looked for.
     """
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-    given, label_files = labels_of(labels, videos)
+    given, label_files, about_labels = labels_of(labels, videos)
     films = [Film(video, source_fps, stream) for video in videos]
     fps = fps or films[0].clock.rate
-    tally, n_taps = Counter(), 0
+    tally = Counter()
     frames = resample(one_after_the_other(films), fps,
                       slack=min(max(film.clock.tick for film in films) + 1e-6, 0.25 / fps))
     total = round(sum(len(film.clock.seconds) * film.clock.step for film in films) * fps)
@@ -200,10 +200,10 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
                        'look at what was recorded')
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
             if given:
-                check_counts(given, label_files, counts)
+                check_counts(label_files, counts)
                 longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
-                f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
-                                                           no_op)
+                f['actions'], about = actions_while_shown(given, indices, longest, no_op)
+                about_labels += about
             if 'episode_starts' in given:
                 begins = np.union1d(given['episode_starts'], before)
             else:
@@ -216,7 +216,4 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
         which = f'{printable(os.path.basename(film.path))}: ' if len(films) > 1 else ''
         sentences += [which + sentence for sentence in noticed(film)]
         tally.update(film.counts)
-    if n_taps:
-        sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the frame '
-                         f'before it, whose own is {no_op} (--no_op)')
-    return tally, sentences
+    return tally, sentences + about_labels
