@@ -336,8 +336,8 @@ def check_frame_numbers(name, x, words, first_line, path):
                'a line for each frame, in their order', 'fill in what was held: '
                f'table.set_index("{name}").reindex(range(N), method="ffill"), N frames')
     if again.any():
-        return [f'ignored: "{printable(name)}" begins again {again.sum():,} times; are those episodes? A '
-                'column episode_start, 1 at the first frame of each, says so']
+        return [f'ignored: "{printable(name)}" begins again {again.sum():,} times; are '
+                'those episodes? A column episode_start, 1 at the first frame of each, says so']
     return []
 
 
@@ -346,6 +346,7 @@ def read_table(path, delimiter):
     numbers."""
     numbered = lines(path)
     _, head = next(numbered, (0, ''))
+    head = re.sub(r'^\s*#\s*', '', head)  # as numpy.savetxt begins a header
     if not head:
         refuse(path, 'nothing', EXPECTED, 'a line "action", and then one for each frame')
     if delimiter is None:
@@ -358,7 +359,6 @@ def read_table(path, delimiter):
     rows = csv.reader(texts, delimiter=delimiter, strict=True)
     try:
         first = [cell.strip() for cell in next(rows)]
-        first[0] = first[0].removeprefix('#').strip()  # as numpy.savetxt begins a header
         is_header = is_known(first)
         has_names = is_header or not any(map(is_number, first))
         names = first if has_names else [f'column {i + 1}' for i in range(len(first))]
@@ -614,26 +614,26 @@ def actions_while_shown(given, indices, longest, no_op=None):
     ends = np.minimum(np.append(indices[1:], len(actions)), indices + longest)
     ends = np.maximum(ends, indices + 1)
     n_several = (ends - indices > 1).sum()
+    sentence = f'{n_several:,} frames stand for several of the video: each has '
     if actions.ndim == 2:
         sums = np.cumsum(np.vstack([np.zeros_like(actions[:1]), actions]), 0, np.float64)
-        means = ((sums[ends] - sums[indices]) / (ends - indices)[:, None]).astype(np.float32)
-        if not n_several:
-            return means, []
-        return means, [f'{n_several:,} frames stand for several of the video: the actions of each '
-                       'are the mean of theirs']
+        found = ((sums[ends] - sums[indices]) / (ends - indices)[:, None]).astype(np.float32)
+        sentence += 'the mean of their actions'
+    else:
+        no_op = given['no_op'] if no_op is None else no_op
+        last = np.arange(len(actions))
+        if no_op is not None:
+            last = np.maximum.accumulate(np.where(actions == no_op, -1, last))
+        last = last[ends - 1]  # the last that is not no_op, from the beginning on
+        found = np.where(last >= indices, actions[last], actions[indices])
+        sentence += f'the last of their actions{but_no_op(given, no_op)}; in '
+        sentence += f'{(found != actions[indices]).sum():,} it is not the first'
+    return found, [sentence] if n_several else []
+
+
+def but_no_op(given, no_op):
+    """In words, which action counts only where there is no other."""
     if no_op is None:
-        no_op = given['no_op']
-    last = np.arange(len(actions))
-    if no_op is not None:
-        last = np.maximum.accumulate(np.where(actions == no_op, -1, last))
-    last = last[ends - 1]  # the last that is not no_op, from the beginning on
-    found = np.where(last >= indices, actions[last], actions[indices])
-    n_other = (found != actions[indices]).sum()
-    if not n_other:
-        return found, []
-    rule = 'the last action while it is shown'
-    if no_op is not None:
-        named = given.get('action_names', ())[no_op:no_op + 1]
-        rule += f' that is not {printable(named[0]) if named else no_op}'
-    return found, [f'{n_several:,} frames stand for several of the video: the action of each is '
-                   f'{rule} (--no_op), in {n_other:,} another than at its beginning']
+        return ' (none is known to do nothing: --no_op)'
+    called = given.get('action_names', ())[no_op:no_op + 1] if no_op >= 0 else ()
+    return f' that is not {printable(called[0]) if called else no_op} (--no_op)'
