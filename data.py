@@ -31,6 +31,7 @@ from recordings import game, hunter
 from recordings.clock import MAX_RATE
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, printable, read_optional, refuse)
+from recordings.labels import file_beside
 from recordings.video import STILL_SECONDS, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -314,7 +315,7 @@ def check(path):
     print(f'actions     {describe_actions(ds)}')
     print(f'truth       {", ".join(ds.truth) or "none"}')
     for sentence in ds.noticed:
-        print(f'noticed     {sentence}')
+        print(f'noticed     {printable(sentence)}')
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)
     picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
     sheet = grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks])
@@ -385,8 +386,8 @@ def expect_files(videos, labels):
     files = [(video, 'a video') for video in videos]
     if labels == 'beside':
         labels = None
-        files += [(os.path.splitext(v)[0] + '.npz', 'an .npz with actions') for v in videos]
-    for path, expected in (*files, (labels, 'an .npz with actions')):
+        files += [(file_beside(video), 'labels') for video in videos]
+    for path, expected in (*files, (labels, 'labels')):
         is_pattern = path in videos and '%' in os.path.basename(path)
         if path and '://' not in path and not is_pattern and not os.path.exists(path):
             refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
@@ -414,9 +415,10 @@ def parse_command_line():
     p.add_argument('--source_fps', type=float, help='the rate of the video, where its timestamps '
                    'are wrong; pictures have none')
     p.add_argument('--stream', type=int, help='number of the video stream, of several')
-    p.add_argument('--labels', help='.npz with actions, one per source frame; perhaps '
-                   'episode_starts, action_names. "beside": of each video its own, a.npz for a.mp4')
-    p.add_argument('--no_op', type=int, default=0, help='the action that does nothing')
+    p.add_argument('--labels', help='.npz, .npy, .csv, .tsv or .jsonl with actions, one per source '
+                   'frame; perhaps episode_starts, action_names. "beside": a.npz for each a.mp4')
+    p.add_argument('--no_op', type=int, help='the action that does nothing; default: none pressed, '
+                   'or what is called noop, or 0')
     p.add_argument('--crop', type=rectangle, metavar='X,Y,W,H',
                    help='the part of the pictures to take, in their pixels; before --size')
     p.add_argument('--keep_still', type=true_or_false, default=False,
@@ -450,13 +452,11 @@ if __name__ == '__main__':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
             expect_files(a.videos, a.labels)
-            tally, noticed = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
-                                          a.compression, a.source_fps, a.stream, a.no_op,
-                                          a.keep_still, a.crop)
+            tally, _ = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
+                                    a.compression, a.source_fps, a.stream, a.no_op,
+                                    a.keep_still, a.crop)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
-            for sentence in noticed:
-                print(f'noticed     {sentence}')
         check(a.path)
     except (DataError, DiskError) as e:
         print(e, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ Every way in which such a file was seen to be wrong gets a message of its own, b
 begins. Every function here raises DataError for it.
 """
 import contextlib
+import functools
 import hashlib
 import itertools
 import math
@@ -28,6 +29,8 @@ FILTERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}
 # deflate cannot do better than 1032:1, so a file that declares more holds no recording
 MAX_RATIO = 1100
 MAX_ACTIONS = 2 ** 16  # numbers from here on are masks
+MAX_BUTTONS = 256  # arrays of a group of buttons
+MANY_COMBINATIONS = 512  # more, or more than a quarter of the frames, are more than a model learns
 
 
 class DataError(Exception):
@@ -37,8 +40,7 @@ class DataError(Exception):
 
 def printable(text):
     """A name from a file, or of one, as a terminal may show it."""
-    text = str(text).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in text)
+    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in str(text))
 
 
 def refuse(path, found, expected, cure):
@@ -122,8 +124,9 @@ def contents(group):
     return ', '.join(texts) or 'nothing'
 
 
-def plain_dataset(group, key, path):
+def plain_dataset(group, key, path, kinds='uifb'):
     """The h5py.Dataset `key` of a group, only if its data lies whole in this very file.
+    kinds: of numpy's dtypes.
 
     A link, a virtual or an external dataset can name any file of this machine, and when that file
     is missing it reads as zeros. So do chunks that a killed writer never wrote.
@@ -139,7 +142,7 @@ def plain_dataset(group, key, path):
     if not isinstance(d, h5py.Dataset):
         refuse(path, f'"{key}" is a group holding {contents(d)}', f'a dataset "{key}"',
                f'store the array itself as "{key}"')
-    if d.shape is None or d.dtype.kind not in 'uifb':
+    if d.shape is None or d.dtype.kind not in kinds:
         refuse(path, f'"{key}" of type {d.dtype}, shape {d.shape}', 'an array of numbers', rewrite)
     if d.is_virtual or d.external:
         kind = 'virtual' if d.is_virtual else 'external'
@@ -225,24 +228,15 @@ def check_actions(actions, n, path):
     on, which are masks of buttons. Raises DataError.
     """
     expected = f'int ({n or "N"},) or float ({n or "N"},A), one per frame'
-    cure = 'mend or leave out "actions"'
     if actions.ndim not in (1, 2) or actions.dtype.kind not in 'iufb' or 0 in actions.shape:
-        refuse(path, f'actions {actions.dtype} {actions.shape}', expected, cure)
-    if n not in (None, len(actions)):
-        cure = {-1: 'the last frame has none: np.append(actions, actions[-1:], 0)',
-                1: 'what the last one led to was not recorded: actions[:-1]; if the first is from '
-                   'before the recording: actions[1:]'}.get(len(actions) - n, cure)
-        refuse(path, f'{len(actions)} actions for {n} frames', expected, cure)
+        refuse(path, f'actions {actions.dtype} {actions.shape}', expected, cure_of_kind(actions))
+    if n is not None:
+        check_count(len(actions), n, path)
     actions = actions[...]
     if actions.ndim == 2 and actions.shape[1] == 1 and actions.dtype.kind != 'f':
         actions = actions[:, 0]
-    if not np.isfinite(actions).all() or actions.ndim == 1 and actions.min() < 0:
-        refuse(path, 'actions that are negative or not finite',
-               'action numbers from 0 on, or finite floats', cure)
+    check_values(actions, expected, path)
     if actions.ndim == 1:
-        if actions.dtype.kind == 'f' and (actions != np.round(actions)).any():
-            refuse(path, f'actions {actions.dtype} {actions.shape} with fractions', expected,
-                   'one number a frame is (N,1): actions[:, None]')
         if actions.max() >= MAX_ACTIONS:
             masks, numbers = np.unique(actions, return_inverse=True)
             return numbers.astype(np.int64), masks
@@ -255,18 +249,100 @@ def check_actions(actions, n, path):
         return numbers.reshape(-1).astype(np.int64), table
     if actions.dtype.kind != 'f':
         refuse(path, f'actions {actions.dtype} {actions.shape}', expected, 'number the rows that '
-               'occur: actions = np.unique(actions, axis=0, return_inverse=True)[1]')
+               'occur: actions = np.unique(actions, axis=0, return_inverse=True)[1]; if they are '
+               'amounts, as of a mouse: actions.astype("float32")')
     if abs(actions).max() > np.finfo(np.float32).max:
-        refuse(path, f'actions up to {abs(actions).max():.3g}', expected, 'divide them')
+        refuse(path, f'actions up to {abs(actions).max():.3g}, beyond float32', expected,
+               'divide them: actions / abs(actions).max()')
     return actions.astype(np.float32), None
 
 
+def cure_of_kind(actions):
+    """How an array of another kind becomes actions."""
+    if actions.dtype.names:
+        return ('a column of numbers for each field: actions = np.column_stack([actions[name] '
+                'for name in actions.dtype.names]).astype("float32")')
+    if actions.dtype.kind in 'OSU' and actions.ndim < 2:
+        return 'names, one a frame, as np.array(names, "S")'
+    if actions.ndim == 0 and actions.dtype.kind in 'iufb':
+        return 'if it was held all the time: np.full(len(frames), actions)'
+    if actions.ndim > 2 and 0 not in actions.shape:
+        return 'one row a frame: actions.reshape(len(actions), -1)'
+    return 'mend or leave out "actions"'
+
+
+def check_count(n_actions, n, path):
+    """Raises DataError unless there is an action for each of n frames."""
+    if n_actions == n:
+        return
+    cure = {-1: 'the last frame has none: np.append(actions, actions[-1:], 0)',
+            1: 'what the last one led to was not recorded: actions[:-1]; if the first is from '
+               'before the recording: actions[1:]'}
+    refuse(path, f'{n_actions} actions for {n} frames', f'int ({n},) or float ({n},A), one per '
+           'frame', cure.get(n_actions - n, 'mend or leave out "actions"'))
+
+
+def check_values(actions, expected, path):
+    """Raises DataError for numbers (N,) or (N,A) that are no actions, with what makes them some."""
+    n = len(actions)
+    wrong = ~np.isfinite(actions).reshape(n, -1).all(1)
+    if wrong.any():
+        refuse(path, f'actions that are not finite in {wrong.sum()} of {n} frames, the first is '
+               f'{wrong.argmax()}', expected,
+               'if they mean none: np.nan_to_num(actions, posinf=0, neginf=0)')
+    if actions.ndim == 2:
+        return
+    if actions.dtype.kind == 'f' and (actions != np.round(actions)).any():
+        refuse(path, f'actions {actions.dtype} {actions.shape} with fractions', expected,
+               'one number a frame is (N,1): actions[:, None]')
+    wrong = actions < 0
+    if not wrong.any():
+        return
+    cure = ('number those that occur: np.unique(actions, return_inverse=True)[1]; if they are '
+            'amounts: actions[:, None].astype("float32")')
+    if wrong.sum() == wrong[0]:
+        cure = ('if actions[t] led to frame t: np.append(actions[1:], actions[-1:]); if it means '
+                'that nothing was done: np.maximum(actions, 0)')
+    refuse(path, f'actions that are negative in {wrong.sum()} of {n} frames, the first is '
+           f'{wrong.argmax()} ({actions[wrong.argmax()]})', 'action numbers from 0 on', cure)
+
+
+def noticed_numbers(stored, numbers, table):
+    """Sentences: how check_actions read an array, and whether its combinations occur too rarely."""
+    sentences = []
+    if stored.ndim != numbers.ndim or table is not None:
+        sentences.append(f'actions {stored.dtype} {stored.shape} are read as numbers from 0 to '
+                         f'{numbers.max()}')
+    if table is not None:
+        sentences += noticed_rare(numbers)
+    return sentences
+
+
+def noticed_rare(numbers):
+    """A sentence if numbers (N,) that stand for combinations are too many to be learned."""
+    counts = np.bincount(numbers)
+    if len(counts) <= min(MANY_COMBINATIONS, len(numbers) / 4):
+        return []
+    return [f'{len(counts):,} different actions in {len(numbers):,} frames, {(counts == 1).sum():,}'
+            ' of them only once: too rare to be learned; leave out buttons that matter little']
+
+
+def number_names(actions):
+    """Names of what was done (N,), text or bytes -> numbers int64 (N,) and the names, sorted."""
+    names, numbers = np.unique(actions, return_inverse=True)
+    return numbers.astype(np.int64), [to_text(name) for name in names]
+
+
 def name_combinations(names, table):
-    """The names of what check_actions has numbered, (K,): of buttons with names (A,) 'up+jump', of
-    masks themselves. Others are left."""
+    """The names of what check_actions has numbered, (K,): of buttons with names (A,) 'up+jump',
+    without names 'b0+b4', of masks themselves. Others are left."""
     if table is not None and table.ndim == 1 and len(names or ()) != len(table):
         return [str(mask) for mask in table]
-    if names is None or table is None or table.ndim == 1 or len(names) != table.shape[1]:
+    if table is None or table.ndim == 1:
+        return names
+    if names is None:
+        names = [f'b{i}' for i in range(table.shape[1])]
+    if len(names) != table.shape[1]:
         return names
     return ['+'.join(name for name, on in zip(names, row) if on) or 'none' for row in table]
 
@@ -275,7 +351,7 @@ def check_names(names, actions, path):
     needed = actions.shape[1] if actions.ndim == 2 else int(actions.max()) + 1
     if len(names) < needed:
         refuse(path, f'{len(names)} action_names', f'{needed}, one per action',
-               'mend or leave out "action_names"')
+               f'name actions {len(names)} to {needed - 1} too, or leave out "action_names"')
 
 
 def check_starts(starts, n, path):
@@ -286,8 +362,22 @@ def check_starts(starts, n, path):
         refuse(path, f'episode_starts {starts.dtype} {starts.shape}', expected, cure)
     starts = starts[...].astype(np.int64)
     if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= n:
+        if (np.diff(starts) > 0).all() and 0 < starts[0] and starts[-1] < n:
+            cure = 'what comes before the first is an episode, too: np.append(0, episode_starts)'
         refuse(path, f'episode_starts {starts[:4].tolist()} ... {starts[-1]}', expected, cure)
     return starts
+
+
+def starts_as_meant(x, n):
+    """episode_starts as people write them -> what check_starts wants if they mean that, and
+    sentences about it: whole floats, a flag for each frame, the number of frames at the end."""
+    if x.ndim == 1 and x.dtype.kind == 'f' and (x == np.round(x)).all() and (abs(x) <= n).all():
+        x = x.astype(np.int64)
+    if x.dtype == bool and x.shape == (n,):
+        x = np.flatnonzero(x)
+    if x.ndim == 1 and x.dtype.kind in 'iu' and len(x) > 1 and x[-1] == n:
+        return x[:-1], [f'the last of episode_starts, {n:,}, is the number of frames: left out']
+    return x, []
 
 
 # what other projects call them
@@ -316,24 +406,62 @@ def starts_from_starts(x, n):
     return x
 
 
-OTHER_NAMES = {**dict.fromkeys(('dones', 'done', 'terminals', 'terminal'), starts_from_flags),
+def starts_from_episodes(x, n):
+    """The number of its episode, of each frame."""
+    if x.shape == (n,):
+        return np.append(0, np.flatnonzero(x[1:] != x[:-1]) + 1)
+
+
+FLAGS = ('dones', 'done', 'terminals', 'terminal', 'terminations', 'terminated', 'timeouts',
+         'timeout', 'truncations', 'truncated')
+OTHER_NAMES = {**dict.fromkeys(FLAGS, starts_from_flags),
                **dict.fromkeys(('episode_ends', 'ends'), starts_from_ends),
-               **dict.fromkeys(('ep_len', 'episode_lengths', 'lengths'), starts_from_lengths),
-               **dict.fromkeys(('episode_start', 'starts'), starts_from_starts)}
+               **dict.fromkeys(('ep_len', 'ep_lens', 'episode_lengths', 'lengths'),
+                               starts_from_lengths),
+               **dict.fromkeys(('episode_start', 'starts', 'is_first'), starts_from_starts),
+               **dict.fromkeys(('episode', 'episode_id', 'episode_index'), starts_from_episodes)}
 
 
-def starts_by_other_names(f, n, path):
-    """Episode starts (E,) as other projects write them, or None; and sentences about it."""
+def find_starts(arrays, n, path):
+    """Episode starts (E,) among arrays by name, as we or other projects write them, or None; and
+    sentences about it. Raises DataError only for an `episode_starts` that cannot be meant."""
+    if 'episode_starts' in arrays:
+        starts, sentences = starts_as_meant(arrays['episode_starts'], n)
+        return check_starts(starts, n, path), sentences
+    found, sentences = {}, []
     for name, convert in OTHER_NAMES.items():
-        if not has_link(f, name):
+        if name not in arrays:
             continue
-        x = plain_dataset(f, name, path)[...]
-        with contextlib.suppress(DataError, TypeError, ValueError):
-            starts = check_starts(np.asarray(convert(x, n)), n, path)
-            return starts, [f'"{name}" says where {len(starts):,} episodes begin']
-        return None, [f'ignored: "{name}" {x.dtype} {x.shape}; windows may cross what it marks. '
-                      'Write episode_starts, the first frame of each episode']
-    return None, []
+        x = arrays[name]
+        try:
+            starts, _ = starts_as_meant(np.asarray(convert(x, n)), n)
+            found[name] = check_starts(starts, n, path)
+        except (DataError, TypeError, ValueError):
+            sentences.append(f'ignored: "{name}" {x.dtype} {x.shape}; windows may cross what it '
+                             'marks. Write episode_starts, the first frame of each episode')
+    if not found:
+        return None, sentences
+    # flags come in parts: an episode ends where it is a terminal or a timeout
+    kind = OTHER_NAMES[next(iter(found))]
+    used = [name for name in found if OTHER_NAMES[name] is kind]
+    starts = functools.reduce(np.union1d, [found[name] for name in used])
+    names, says = ' and '.join(f'"{name}"' for name in used), 'say' if used[1:] else 'says'
+    sentences.append(f'{names} {says} where {len(starts):,} episodes begin')
+    sentences += [f'ignored: "{name}", which says that others begin' for name in found
+                  if name not in used and not np.array_equal(found[name], starts)]
+    return starts, sentences
+
+
+def stored_starts(f, path):
+    """The arrays of an open file that may say where episodes begin, by name."""
+    if has_link(f, 'episode_starts'):
+        return {'episode_starts': plain_dataset(f, 'episode_starts', path)[...]}
+    arrays = {}
+    for name in OTHER_NAMES:
+        is_group = is_in_this_file(f, name) and isinstance(f[name], h5py.Group)
+        if has_link(f, name) and not is_group:
+            arrays[name] = plain_dataset(f, name, path)[...]
+    return arrays
 
 
 def to_text(attribute):
@@ -357,30 +485,56 @@ def read_truth(f, n, path):
     return truth
 
 
+def stored_actions(f, name, n, path):
+    """What an open file calls its actions, a dataset or an array, and their names if they are
+    stored as names, or as a group of an array for each button; else None."""
+    if is_in_this_file(f, name) and isinstance(f[name], h5py.Group):
+        return buttons_of_group(f[name], name, n, path)
+    stored = plain_dataset(f, name, path, 'uifbSOV')
+    if h5py.check_string_dtype(stored.dtype) and stored.dtype.kind == 'O':
+        refuse(path, f'{name} {stored.shape} that are texts of any length', 'int (N,)',
+               f'texts of one length: f["{name}"] = np.array(texts, "S")')
+    if stored.dtype.kind == 'S' and stored.ndim == 1 and len(stored):
+        return number_names(stored[...])
+    return stored, None
+
+
+def buttons_of_group(group, name, n, path):
+    """A group of arrays (n,), one for each button or number -> (n,A) and their names."""
+    keys = list(itertools.islice(group, MAX_BUTTONS + 1))
+    columns = [plain_dataset(group, key, path) for key in keys]
+    shapes = {column.shape for column in columns}
+    if len(shapes) != 1 or len(keys) > MAX_BUTTONS or columns[0].ndim != 1:
+        refuse(path, f'"{name}" is a group holding {contents(group)}',
+               f'one array, or a group of at most {MAX_BUTTONS} arrays (N,)',
+               f'f["actions"] = np.column_stack([g[key] for key in g]), g having been f["{name}"]')
+    check_count(len(columns[0]), n, path)  # before they are read: it bounds them by the frames
+    return np.column_stack([column[...] for column in columns]), keys
+
+
 def read_optional(f, n, path):
     """All that an open file holds beside its n frames, checked: a dict of data.Dataset's fields."""
-    actions, table, starts, truth, noticed = None, None, np.zeros(1, np.int64), {}, []
+    actions, table, truth, noticed = None, None, {}, []
+    noticed += [to_text(sentence) for sentence in np.atleast_1d(f.attrs.get('noticed', []))]
+    names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
+    if names is not None:
+        names = [to_text(name) for name in np.atleast_1d(names)]
     name = 'actions'
     if not has_link(f, 'actions') and has_link(f, 'action'):
         name = 'action'
         noticed.append('"action" is taken for actions')
     if has_link(f, name):
-        stored = plain_dataset(f, name, path)
+        stored, their_names = stored_actions(f, name, n, path)
+        if their_names:
+            names = their_names
+            noticed.append(f'actions have names: {", ".join(map(printable, names[:16]))}')
         actions, table = check_actions(stored, n, path)
-        if stored.ndim != actions.ndim or table is not None:
-            noticed.append(f'actions {stored.dtype} {stored.shape} are read as numbers from 0 to '
-                           f'{actions.max()}')
-    if has_link(f, 'episode_starts'):
-        starts = check_starts(plain_dataset(f, 'episode_starts', path), n, path)
-    else:
-        theirs, sentences = starts_by_other_names(f, n, path)
-        starts = starts if theirs is None else theirs
-        noticed += sentences
+        noticed += noticed_numbers(stored, actions, table)
+    starts, sentences = find_starts(stored_starts(f, path), n, path)
+    starts = np.zeros(1, np.int64) if starts is None else starts
+    noticed += sentences
     if has_link(f, 'truth'):
         truth = read_truth(f, n, path)
-    names, fps, source = f.attrs.get('action_names'), f.attrs.get('fps'), f.attrs.get('source')
-    if names is not None:
-        names = [to_text(name) for name in np.atleast_1d(names)]
     names = name_combinations(names, table)
     if names is not None and actions is not None:
         check_names(names, actions, path)

@@ -16,13 +16,14 @@ from files import replacing
 from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
-from recordings.h5file import (check_actions, check_names, check_starts, check_written, create_h5,
-                               name_combinations, one_line, printable, refuse)
+from recordings.h5file import check_written, create_h5, printable, refuse
+from recordings.labels import actions_while_shown, check_counts, labels_of
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
 STILL_LEVELS = 6, 16  # of 255: changes of a pixel that may be noise, if there is none and at most
 NOISE_EVERY = 16  # frames: how often noise is measured
 KEEP_STILL = 'where waiting is part of the game: --keep_still=True'
+MAX_NOTICED = 12  # sentences
 CUT_SCORE = 3.0  # see find_cuts
 CUT_RATIO = 4.0
 
@@ -175,38 +176,6 @@ def find_cuts(change, shift, waited=False):
 # import
 
 
-def read_labels(path):
-    """The arrays of a label file: actions, and perhaps episode_starts and action_names."""
-    keys = 'actions', 'episode_starts', 'action_names'
-    expected = ('an .npz with actions, one per frame of the video, '
-                'and perhaps episode_starts, action_names')
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            labels = {key: z[key] for key in keys if key in z}
-    except Exception as e:  # zip, zlib, pickle and file errors of every kind
-        refuse(path, f'labels that cannot be read ({one_line(e)})', expected,
-               'write them with np.savez')
-    if 'actions' not in labels:
-        refuse(path, 'no "actions"', expected, 'write them with np.savez')
-    return labels
-
-
-def check_labels(labels, path):
-    """What read_labels found, checked and as data.load would have it."""
-    labels['actions'], table = check_actions(labels['actions'], None, path)
-    names = labels.pop('action_names', None)
-    if names is not None:
-        names = [str(name) for name in np.atleast_1d(names)]
-    names = name_combinations(names, table)
-    if names is not None:
-        check_names(names, labels['actions'], path)
-        labels['action_names'] = names
-    if 'episode_starts' in labels:
-        n = len(labels['actions'])
-        labels['episode_starts'] = check_starts(labels['episode_starts'], n, path)
-    return labels
-
-
 def append(d, pictures):
     """Appends them to the growing h5 dataset d."""
     n = len(d)
@@ -214,20 +183,24 @@ def append(d, pictures):
     d[n:] = np.stack(pictures)
 
 
-def write_frames(d, frames):
-    """Appends (index, picture, after), ... to the growing h5 dataset d, a chunk at a time.
-
-    Returns arrays, one entry a frame: its index; what it comes after; its change and its shift, as
-    find_cuts wants them.
-    """
-    found, block = [], []
+def changes(frames):
+    """(index, picture, after), ... -> the same, and change and shift as find_cuts wants them."""
+    levels_before = shares_before = None
     for index, picture, after in frames:
-        levels, shares = picture.astype(np.int16), colours(picture)
-        if not found:
-            levels_before, shares_before = levels, shares
-        found.append((index, after, np.abs(levels - levels_before).mean(),
-                      np.abs(shares - shares_before).sum() / 2))
+        levels, shares, change, shift = picture.astype(np.int16), colours(picture), 0.0, 0.0
+        if levels_before is not None:
+            change = np.abs(levels - levels_before).mean()
+            shift = np.abs(shares - shares_before).sum() / 2
+        yield index, picture, after, change, shift
         levels_before, shares_before = levels, shares
+
+
+def write_frames(d, frames):
+    """Appends (index, picture, after), ... to the growing h5 dataset d, a chunk at a time. Returns
+    arrays, one entry a frame: its index, what it comes after, its change, its shift."""
+    found, block = [], []
+    for index, picture, *rest in changes(frames):
+        found.append((index, *rest))
         block.append(picture)
         if len(block) == d.chunks[0]:
             append(d, block)
@@ -237,84 +210,48 @@ def write_frames(d, frames):
     return map(np.array, zip(*found)) if found else [np.zeros(0)] * 4
 
 
-def actions_while_shown(actions, indices, longest, no_op):
-    """What was done while each new frame was shown, that of source frame indices[k] and what comes
-    before the next one, at most `longest` frames; and how many short ones would else be lost.
-
-    Of whole numbers it is the frame's own; where that is no_op (None: never) the first other one,
-    so that a tap between two frames is kept. Of floats the mean.
-    """
-    ends = np.minimum(np.append(indices[1:], len(actions)), indices + longest)
-    ends = np.maximum(ends, indices + 1)
-    if actions.ndim == 2:
-        sums = np.cumsum(np.vstack([np.zeros_like(actions[:1]), actions]), 0, np.float64)
-        return ((sums[ends] - sums[indices]) / (ends - indices)[:, None]).astype(np.float32), 0
-    found, n_taps = actions[indices], 0
-    if no_op is None:
-        return found, 0
-    for k in np.flatnonzero(found == no_op):
-        others = actions[indices[k]:ends[k]]
-        others = others[others != no_op]
-        if len(others):
-            found[k], n_taps = others[0], n_taps + 1
-    return found, n_taps
+def cuts_in(frames):
+    """At which of the frames (N,H,W,3) another scene begins."""
+    found = [rest for _, _, _, *rest in changes((0, picture, '') for picture in frames)]
+    return np.flatnonzero(find_cuts(*np.array(found).T))
 
 
-def labels_of(labels, videos):
-    """What is known of films in a row, as of one: from one file, or with 'beside' from a file
-    beside each, a.npz for a.mp4. And (path, number of actions) of each file. Raises DataError."""
-    if not labels:
-        return {}, []
-    paths = [labels]
-    if labels == 'beside':
-        paths = [os.path.splitext(video)[0] + '.npz' for video in videos]
-    found = [read_labels(path) for path in paths]
-    first = found[0]
-    for path, known in zip(paths, found):
-        check_labels(dict(known), path)
-        if set(known) != set(first) or known['actions'].shape[1:] != first['actions'].shape[1:]:
-            refuse(path, f'{", ".join(known)}', f'{", ".join(first)}, as in {paths[0]}',
-                   'label all films in one way')
-        if not np.array_equal(known.get('action_names', ()), first.get('action_names', ())):
-            refuse(path, 'other action_names', f'those of {paths[0]}',
-                   'number the actions in one way')
-    counts = [len(known['actions']) for known in found]
-    before = np.cumsum(counts) - counts
-    # numbered together, or one combination of buttons would be another number in another film
-    together = dict(first, actions=np.concatenate([known['actions'] for known in found]))
-    if 'episode_starts' in first:
-        together['episode_starts'] = np.concatenate(
-            [known['episode_starts'] + n for known, n in zip(found, before)])
-    return check_labels(together, paths[0]), list(zip(paths, counts))
-
-
-def check_counts(given, files, counts):
-    """Raises DataError unless the files have an action for every source frame of the films."""
-    if len(files) == 1:
-        check_actions(given['actions'], counts.sum(), files[0][0])
-        return
-    for (path, n_actions), n in zip(files, counts):
-        check_actions(given['actions'][:n_actions], n, path)
+def all_noticed(films, tally, n_kept, about_labels):
+    """What the user is told of an import, sentences, as many as fit on a screen. tally gets what
+    the films counted."""
+    dropped, sentences = tally['still'] + tally['blank'], []
+    if dropped > n_kept:
+        sentences.append(f'{dropped:,} of {dropped + n_kept:,} frames were dropped. '
+                         + KEEP_STILL[0].upper() + KEEP_STILL[1:])
+    for film in films:
+        which = f'{printable(os.path.basename(film.path))}: ' if len(films) > 1 else ''
+        sentences += [which + sentence for sentence in noticed(film)]
+        tally.update(film.counts)
+    sentences += about_labels
+    if len(sentences) > MAX_NOTICED:
+        more = len(sentences) - MAX_NOTICED
+        sentences[MAX_NOTICED:] = [f'and {more} more things of this kind']
+    return sentences
 
 
 def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad=False,
                  compression='gzip', source_fps=None, stream=None, no_op=None, keep_still=False,
                  crop=None):
     """Writes the h5 file `path` from anything PyAV decodes; returns a Counter of frames: source,
-    still, blank, and what else was noticed, sentences. Raises DataError, DiskError; then `path` is
-    what it was.
+    still, blank, and what else was noticed, sentences, which the file keeps. Raises DataError,
+    DiskError; then `path` is what it was.
 
     videos: one, or a list, each with episodes of its own; they, source_fps, stream: see Film. fps:
     of the dataset; else that of the first film. labels: see labels_of, read_labels; no_op: the
-    action that does nothing, see actions_while_shown. crop: see cut_out. When labels bring
+    action that does nothing, None: see actions_while_shown. crop: see cut_out. When labels bring
     episode_starts they are trusted: those are the episodes, nothing is dropped and no cut is looked
     for. keep_still: nothing is dropped either.
     """
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-    given, label_files = labels_of(labels, videos)
+    given, label_files, about_labels = labels_of(labels, videos)
     films = [Film(video, source_fps, stream) for video in videos]
     fps = fps or films[0].clock.rate
-    tally, n_taps, trusted = Counter(), 0, 'episode_starts' in given
+    tally, trusted = Counter(), 'episode_starts' in given
     frames = resample(one_after_the_other(films), fps,
                       slack=min(max(film.clock.tick for film in films) + 1e-6, 0.25 / fps))
     total = round(sum(len(film.clock.seconds) * film.clock.step for film in films) * fps)
@@ -328,35 +265,24 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
         with h5py.File(tmp, 'w') as f:
             d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
             indices, after, change, shift = write_frames(d, frames)
-            counts = np.array([film.counts['source'] for film in films])
-            before = counts.cumsum() - counts  # source frames of the films before each
-            dropped = tally['still'] + tally['blank']
             if len(indices) < 2:
                 refuse(videos[0], f'{len(indices)} frames of play: {tally["still"]} stood still for '
                        f'more than {STILL_SECONDS} s, {tally["blank"]} are of one colour',
-                       'at least 2', KEEP_STILL if dropped else 'look at what was recorded')
+                       'at least 2', KEEP_STILL if tally else 'look at what was recorded')
+            counts = np.array([film.counts['source'] for film in films])
+            before = counts.cumsum() - counts  # source frames of the films before each
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
             cuts = find_cuts(change, shift, after == 'still') | (after == 'blank')
             if trusted:
                 begins, cuts = np.union1d(given['episode_starts'], before), cuts & False
             starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
-            starts = starts[starts < len(indices)]
+            f['episode_starts'] = starts = starts[starts < len(indices)]
             if given:
-                check_counts(given, label_files, counts)
+                check_counts(label_files, counts)
                 longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
-                f['actions'], n_taps = actions_while_shown(given['actions'], indices, longest,
-                                                           no_op)
-            f['episode_starts'] = starts
+                f['actions'], about = actions_while_shown(given, indices, starts, longest, no_op)
+                about_labels += about
+            sentences = all_noticed(films, tally, len(indices), about_labels)
+            f.attrs['noticed'] = sentences
         check_written(tmp, path)
-    sentences = []
-    if dropped > len(indices):
-        sentences.append(f'{dropped:,} of {dropped + len(indices):,} frames were dropped. '
-                         + KEEP_STILL[0].upper() + KEEP_STILL[1:])
-    for film in films:
-        which = f'{printable(os.path.basename(film.path))}: ' if len(films) > 1 else ''
-        sentences += [which + sentence for sentence in noticed(film)]
-        tally.update(film.counts)
-    if n_taps:
-        sentences.append(f'{n_taps:,} actions lie between two frames: each is that of the frame '
-                         f'before it, whose own is {no_op} (--no_op)')
     return tally, sentences

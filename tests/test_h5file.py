@@ -401,7 +401,7 @@ WRONG = dict(
     actions_link=beside(dict(actions=h5py.SoftLink('/frames')), '"actions" is a link'),
     starts_first=beside(dict(episode_starts=np.array([3, 9])), 'episode_starts [3, 9]', 'first 0'),
     starts_order=beside(dict(episode_starts=np.array([0, 9, 5])), 'increasing'),
-    starts_range=beside(dict(episode_starts=np.array([0, 40])), 'below 40'),
+    starts_range=beside(dict(episode_starts=np.array([0, 41])), 'below 40'),
     starts_none=beside(dict(episode_starts=np.zeros(0, int)), 'episode_starts int64 (0,)'),
     names=beside(dict(actions=np.arange(40), attr_action_names=['a']), '1 action_names', '40'),
     fps=beside(dict(attr_fps=-1.0), 'fps = ', 'positive'),
