@@ -32,7 +32,7 @@ from recordings.clock import MAX_RATE
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, printable, read_optional, refuse)
 from recordings.labels import file_beside
-from recordings.video import STILL_SECONDS, import_video
+from recordings.video import STILL_SECONDS, cuts_in, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
 
@@ -314,6 +314,11 @@ def check(path):
     print(f'duplicates  {repeats:.1%} of the frames equal the one before')
     print(f'actions     {describe_actions(ds)}')
     print(f'truth       {", ".join(ds.truth) or "none"}')
+    if len(ds.episode_starts) == 1:
+        n_cuts = len(cuts_in(ds.frames))
+        if n_cuts:
+            print(f'noticed     no episode_starts, but {n_cuts:,} times another scene begins at once. '
+                  f'data.py video {path} NEW.h5 begins an episode there')
     for sentence in ds.noticed:
         print(f'noticed     {printable(sentence)}')
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)

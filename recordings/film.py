@@ -1,7 +1,8 @@
 """
-A film, or a folder of pictures, as the pictures that a player of videos would show: upright, in
+A film, a folder of pictures or a dataset, as the pictures that a player of videos would show: upright, in
 their colours, of the right stream. What was done to them is counted, for the user is told.
 """
+import contextlib
 import functools
 import os
 import re
@@ -12,7 +13,8 @@ import numpy as np
 
 from recordings.borders import Borders
 from recordings.clock import MAX_RATE, Clock, packet_times
-from recordings.h5file import one_line, refuse
+from recordings.h5file import (check_frames, one_line, open_h5, plain_dataset, read, read_optional,
+                               refuse)
 
 # av takes a second to import: the functions that need it import it
 
@@ -81,8 +83,42 @@ def open_container(path):
 
 
 def pictures_of(path):
-    """The files of an image sequence in the order of their numbers: path is their folder, or has a
-    %d or %04d for the number. None where it is neither. Raises DataError."""
+    """Of what has no timestamps, a folder of pictures, their names with %d or %04d for the number,
+    or a dataset: how many, how many a second or None, and a function that yields them as av frames.
+    None of anything else. Raises DataError."""
+    if str(path).endswith(('.h5', '.hdf5')):
+        with open_dataset(path) as (d, rate):
+            return len(d), rate, functools.partial(of_dataset, path)
+    files = picture_files(path)
+    return files and (len(files), None, functools.partial(of_files, files))
+
+
+@contextlib.contextmanager
+def open_dataset(path):
+    """The frames of a dataset and their rate or None."""
+    with open_h5(path) as f:
+        d = plain_dataset(f, 'frames', path)
+        check_frames(d, path, None)
+        yield d, read_optional(f, len(d), path)['fps']
+
+
+def of_dataset(path):
+    import av
+    with open_dataset(path) as (d, _):
+        rows = max(1, 2 ** 24 // (d.nbytes // len(d)))  # blocks of at most 16 MB
+        for a in range(0, len(d), rows):
+            for picture in read(d, a, a + rows, path):
+                yield av.VideoFrame.from_ndarray(picture, format='rgb24')
+
+
+def of_files(files):
+    for file in files:
+        with open_container(file) as picture:
+            yield next(picture.decode(video=0))
+
+
+def picture_files(path):
+    """The files of an image sequence in the order of their numbers, or None."""
     folder, name = (path, '*') if os.path.isdir(path) else os.path.split(path)
     number = re.search('%(0[0-9]+)?d', name)
     if name != '*' and (number is None or os.path.exists(path)):
@@ -131,28 +167,28 @@ class Film:
     frames(): what is shown, one after the other, and when. begins: the numbers of the frames with
     which a stretch begins. counts: of frames in all (source), and of those that are turned, ...
 
-    path: a file, an address, a folder of pictures, or their names with %d or %04d for the number.
-    Raises DataError.
+    path: a file, an address, a folder of pictures, their names with %d or %04d for the number, or a
+    dataset. Raises DataError.
     """
 
     def __init__(self, path, source_fps=None, stream=None):
         self.path, self.counts, self.begins = path, Counter(), []
         self.declared, self.others, self.error, self.shape = 0, [], '', None
-        self.paths, self.stream = pictures_of(path), stream
-        self.size = size_of(path)
-        if self.paths:
-            if not source_fps:
-                refuse(path, f'{len(self.paths)} pictures, which have no rate', '--source_fps',
+        self.stream, self.size = stream, size_of(path)
+        self.pictures = pictures_of(path)
+        if self.pictures:
+            n, rate, _ = self.pictures
+            if not (source_fps or rate):
+                refuse(path, f'{n} pictures, which have no rate', '--source_fps',
                        'say how many there are a second: --source_fps=15')
-            self.clock = Clock(np.zeros(len(self.paths), np.int64), 0, None, source_fps)
-            self.borders = Borders(len(self.paths))
-            return
-        with open_container(path) as container:
-            chosen = choose_stream(container, stream, path)
-            self.clock = Clock(*packet_times(container, chosen), chosen, source_fps)
-            self.others = [f'{i} ({s.width}x{s.height})'
-                           for i, s in enumerate(container.streams.video) if s != chosen]
-            self.declared = chosen.frames
+            self.clock = Clock(np.zeros(n, np.int64), 0, None, source_fps or rate)
+        else:
+            with open_container(path) as container:
+                chosen = choose_stream(container, stream, path)
+                self.clock = Clock(*packet_times(container, chosen), chosen, source_fps)
+                self.others = [f'{i} ({s.width}x{s.height})'
+                               for i, s in enumerate(container.streams.video) if s != chosen]
+                self.declared = chosen.frames
         self.borders = Borders(len(self.clock.seconds))
         if self.clock.rate > MAX_RATE:
             refuse(path, f'timestamps for {self.clock.rate:,.0f} pictures a second',
@@ -162,12 +198,10 @@ class Film:
         """av frames, or None where something could not be decoded. opaque: width over height of a
         pixel, as the container says, or the codec where it says something new."""
         import av
-        if self.paths:
-            for path in self.paths:
-                with open_container(path) as picture:
-                    frame = next(picture.decode(video=0))
-                    frame.opaque = 1.0
-                    yield frame
+        if self.pictures:
+            for frame in self.pictures[2]():
+                frame.opaque = 1.0
+                yield frame
             return
         with open_container(self.path) as container:
             stream = choose_stream(container, self.stream, self.path)

@@ -18,8 +18,9 @@ import numpy as np
 
 from recordings.h5file import (MAX_ACTIONS, OTHER_NAMES, DataError, check_actions, check_count,
                                check_names, check_starts, find_starts, name_combinations,
-                               noticed_numbers, noticed_rare, number_names, one_line, printable,
-                               refuse, starts_from_episodes, to_text)
+                               noticed_numbers, noticed_rare, number_names, one_line, open_h5,
+                               plain_dataset, printable, read_optional, refuse,
+                               starts_from_episodes, to_text)
 
 ENDINGS = '.npz', '.npy', '.csv', '.tsv', '.jsonl'
 EXPECTED = f'an action for each frame of the video, in a file of {", ".join(ENDINGS)}'
@@ -72,6 +73,12 @@ def read_labels(path):
             return read_table(path, '\t' if ending == '.tsv' else None)
         if ending == '.jsonl':
             return read_json_lines(path)
+        if ending in ('.h5', '.hdf5'):
+            with open_h5(path) as f:
+                said = said_by_dataset(f, path)
+            if 'actions' not in said:
+                refuse(path, 'no "actions"', EXPECTED, 'name the file that has them')
+            return said, []
     except OSError as e:
         refuse(path, f'a file that cannot be read ({one_line(e)})', EXPECTED, 'check the path')
     refuse(path, f'labels that end in "{printable(ending)}"', EXPECTED,
@@ -506,6 +513,24 @@ def combination(entry):
 # check, join
 
 
+def has_actions(video):
+    """Is it a dataset with actions?"""
+    if not str(video).endswith(('.h5', '.hdf5')) or not os.path.isfile(video):
+        return False
+    with open_h5(video) as f:
+        return 'actions' in said_by_dataset(f, video)
+
+
+def said_by_dataset(f, path):
+    """read_labels of an open dataset, but for the sentences."""
+    optional = read_optional(f, len(plain_dataset(f, 'frames', path)), path)
+    said = {key: optional[key] for key in ('actions', 'action_names')
+            if optional[key] is not None}
+    if len(optional['episode_starts']) > 1:
+        said['episode_starts'] = optional['episode_starts']
+    return said
+
+
 def check_labels(said, path):
     """What read_labels returned -> as data.load would have it, with no_op, the action that does
     nothing or None; and sentences."""
@@ -547,9 +572,16 @@ def labels_of(labels, videos):
     """What is known of films in a row, as of one: from one file, or with 'beside' from a file
     beside each. And (path, number of actions) of each file, and sentences about how they were read.
     Raises DataError."""
-    if not labels:
-        return {}, [], []
-    paths = [file_beside(video) for video in videos] if labels == 'beside' else [str(labels)]
+    paths = [str(labels)]
+    if labels == 'beside':
+        paths = [file_beside(video) for video in videos]
+    if not labels:  # what a dataset has
+        paths = [str(video) for video in videos if has_actions(video)]
+        if not paths:
+            return {}, [], []
+        if len(paths) < len(videos):
+            refuse(paths[0], 'actions, which other sources lack', 'actions of all, or of none',
+                   '--labels says them of all')
     found, sentences = [], []
     for path in paths:
         said, about = read_labels(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from PIL import Image
-from samples import encode, noise, numbered, shown
+from samples import encode, noise, numbered, shown, write
 
 import data
 import pictures
@@ -582,3 +582,48 @@ def test_an_episode_starts_after_black_even_if_it_fades_in():
     frames = np.concatenate([play, black, (play * 0.2).astype(np.uint8), play])
     got = list(drop_stills(enumerate(frames), 30, Counter()))
     assert [i for i, _, _ in got] == list(range(13)) and [i for i, _, cut in got if cut] == [5]
+
+
+# -----------------------------------------------------------------------------
+# a dataset as a source, and what is told of it
+
+
+def card(path, capsys):
+    data.check(path)
+    said = capsys.readouterr().out.splitlines()
+    return [line.removeprefix('noticed     ') for line in said if line.startswith('noticed')]
+
+
+def test_a_file_of_only_frames_is_offered_its_cuts(tmp_path, capsys):
+    frames = np.concatenate([scene(1, 60), scene(2, 50), scene(3, 70)])
+    bare, h5 = write(tmp_path / 'bare.h5', frames), str(tmp_path / 'a.h5')
+    said, = card(bare, capsys)
+    assert 'but 2 times another scene begins at once' in said and f'video {bare} NEW.h5' in said
+    with pytest.raises(data.DataError, match='180 pictures, which have no rate'):
+        import_video(bare, h5, 32, 32)
+    import_video(bare, h5, 32, 32, source_fps=15)
+    ds = data.load(h5)
+    assert np.array_equal(ds.frames, frames) and ds.episode_starts.tolist() == [0, 60, 110]
+    assert ds.fps == 15 and ds.actions is None and not card(h5, capsys)
+    assert not card(write(tmp_path / 'one.h5', scene(1, 60)), capsys)
+
+
+def test_a_dataset_keeps_its_actions_when_it_is_made_smaller(tmp_path):
+    with h5py.File(write(tmp_path / 'a.h5', scene(1, 60), actions=np.arange(60) % 4), 'a') as f:
+        f.attrs.update(fps=10, action_names=['noop', 'up', 'down', 'jump'])
+    h5 = str(tmp_path / 'b.h5')
+    import_video(str(tmp_path / 'a.h5'), h5, 16, 16)
+    ds = data.load(h5)
+    assert ds.actions.tolist() == (np.arange(60) % 4).tolist() and ds.action_names[3] == 'jump'
+    assert ds.fps == 10 and ds.frames.shape == (60, 16, 16, 3)
+    with pytest.raises(data.DataError, match='actions, which other sources lack'):
+        import_video([str(tmp_path / 'a.h5'), write(tmp_path / 'c.h5', scene(1, 60))], h5, 16, 16)
+
+
+def test_what_an_import_noticed_stays_on_the_card(tmp_path, capsys):
+    h5 = str(tmp_path / 'a.h5')
+    _, noticed = import_video(encode(tmp_path / 'b.mp4', turns(45 * 8), 15), h5, 32, 32)
+    assert card(h5, capsys) == noticed and '352 of 360' in noticed[0]
+    with h5py.File(h5, 'a') as f:
+        f.attrs['noticed'] = ['a\x1b[31m']  # from a stranger's file
+    assert card(h5, capsys) == ['a\N{REPLACEMENT CHARACTER}[31m']
