@@ -149,8 +149,10 @@ def blamed(path):
         yield
     except Exception as e:
         lines = [x.lineno for x in traceback.extract_tb(e.__traceback__) if x.filename == path]
-        line = getattr(e, 'lineno', None) or lines[-1]
-        refuse(path, f'{type(e).__name__} in line {line}: {one_line(e)}',
+        if isinstance(e, SyntaxError):
+            lines.append(e.lineno)
+        where = f' in line {lines[-1]}' if lines else ''
+        refuse(path, f'{type(e).__name__}{where}: {one_line(e)}',
                'def act(observation): a number', 'mend it')
 
 
@@ -256,4 +258,4 @@ def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fp
     kept = min(width * h, height * w) / max(width * h, height * w)
     if pad or kept > 0.99:
         return []
-    return [f'{1 - kept:.0%} of the picture, {w}x{h}, is cut away around the centre (--pad keeps it)']
+    return [f'{1 - kept:.0%} of the {w}x{h} picture is cut away around its centre (--pad keeps it)']
