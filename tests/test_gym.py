@@ -85,6 +85,8 @@ def game(monkeypatch):
     spec = SimpleNamespace(id='Fake/Game-v0', kwargs=Fake.kwargs)
     gymnasium.registry, gymnasium.make = {'Fake/Game-v0': spec}, make
     monkeypatch.setitem(sys.modules, 'gymnasium', gymnasium)
+    for package in gym.PACKAGES.values():  # as if none was installed
+        monkeypatch.setitem(sys.modules, package.split('.')[0], None)
     return Fake
 
 
@@ -223,9 +225,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize('case', REFUSALS)
-def test_what_cannot_be_recorded_is_said_and_replaces_nothing(game, tmp_path, monkeypatch, case):
+def test_what_cannot_be_recorded_is_said_and_replaces_nothing(game, tmp_path, case):
     arguments, about, words = REFUSALS[case]
-    monkeypatch.setitem(sys.modules, 'vizdoom', None)  # as if it was not installed
     init = game.__init__
 
     def changed(self, **settings):
