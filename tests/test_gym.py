@@ -200,7 +200,8 @@ def test_the_rate_is_the_games_or_ones_own(game, tmp_path):
 
 def test_what_is_cut_away_is_said(game, tmp_path):
     game.size = 20, 16
-    _, _, _, _, noticed = record(tmp_path / 'a.h5')
+    frames, _, _, _, noticed = record(tmp_path / 'a.h5')
+    assert frames[:, :, 15].all(), 'no black bars'
     assert noticed == ['20% of the 16x20 picture is cut away around its centre (--pad keeps it)']
     frames, _, _, _, noticed = record(tmp_path / 'a.h5', pad=True)
     assert noticed == [] and not frames[:, :, 0].any(), 'black bars'
