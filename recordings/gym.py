@@ -44,11 +44,12 @@ def find_game(env_id):
         gymnasium = importlib.import_module('gymnasium')
         for m in modules:
             importlib.import_module(m)
-    except ImportError as e:
-        refuse(env_id, one_line(e), 'gymnasium and the package of the game', INSTALL)
+    except Exception as e:  # a package that is there may lack a library, or break with another
+        refuse(env_id, f'{type(e).__name__}: {one_line(e)}',
+               'gymnasium and the package of the game', INSTALL)
     if name not in gymnasium.registry and name not in CRAFTER_IDS:
         for m in PACKAGES.values():
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(Exception):
                 importlib.import_module(m)
         near = difflib.get_close_matches(name, [*gymnasium.registry, *CRAFTER_IDS], cutoff=0.4)
         refuse(env_id, 'no game of this name', 'an id that gymnasium knows',
@@ -64,13 +65,14 @@ def make_env(env_id, size, seed):
     """
     gymnasium, spec = find_game(env_id)
     try:
-        warnings.simplefilter('ignore')  # gymnasium calls v0 out of date, which is another game
+        # v3 is another game and not, as gymnasium warns, a newer v0
+        warnings.filterwarnings('ignore', module='gymnasium')
         if spec is None:  # drawn tile by tile in the size that is asked for, so nothing is blurred
             env = importlib.import_module('crafter').Env(size=size, seed=seed)
         else:
             ways = {key: OWN_WAYS[key] for key in OWN_WAYS if key in spec.kwargs}
             env = gymnasium.make(spec.id, render_mode='rgb_array', **ways)
-        if env_id.startswith('SuperMarioBros'):  # seven combinations of buttons, of 256
+        if 'SuperMarioBros' in env_id:  # seven combinations of buttons, of 256
             from gymnasium_mariobros.actions import SIMPLE_MOVEMENT
             from gymnasium_mariobros.wrappers import JoypadSpace
             env = JoypadSpace(env, SIMPLE_MOVEMENT)
