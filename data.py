@@ -4,6 +4,7 @@ A recording as batches: load, split, windows, draw, clips. And where one is made
     python data.py game  data/tiny.h5 --n_frames=20000  # the built-in game, with true action labels
     python data.py game  data/hunt.h5 --player=hunter [--stick=True]  # by one who has an aim
     python data.py video play.mp4 data/zelda.h5 --size=128 --fps=15 [--labels=labels.npz] [--pad]
+    python data.py gym   ALE/Pong-v5 data/pong.h5 --frame_skip=4 --pad  # a game of gymnasium's
     python data.py check data/zelda.h5  # data card, or what is wrong with the file
 
 A dataset is one HDF5 file. `frames` uint8 (N,H,W,3) is required. Optional: `actions` int (N,) or
@@ -29,6 +30,7 @@ from files import DiskError, replacing
 from pictures import grid, save_png
 from recordings import game, hunter
 from recordings.clock import MAX_RATE
+from recordings.gym import record_gym
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, printable, read_optional, refuse)
 from recordings.labels import file_beside
@@ -317,8 +319,8 @@ def check(path):
     if len(ds.episode_starts) == 1:
         n_cuts = len(cuts_in(ds.frames))
         if n_cuts:
-            print(f'noticed     no episode_starts, but {n_cuts:,} times another scene begins at once. '
-                  f'data.py video {path} NEW.h5 begins an episode there')
+            print(f'noticed     no episode_starts, but another scene begins at once {n_cuts:,} '
+                  f'times. data.py video {path} NEW.h5 begins an episode there')
     for sentence in ds.noticed:
         print(f'noticed     {printable(sentence)}')
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)
@@ -431,6 +433,20 @@ def parse_command_line():
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p.add_argument('--compression', choices=('gzip', 'lzf'), default='gzip',
                    help='gzip is smaller, lzf faster')
+    p = commands.add_parser('gym', help='play and record a game of requirements-games.txt, or of '
+                            'any package with gymnasium environments')
+    p.add_argument('env_id', help='ALE/Pong-v5, say; module:ID imports a module first')
+    p.add_argument('path')
+    p.add_argument('--n_frames', type=int, default=20_000)
+    p.add_argument('--size', type=size, default=(64, 64), help='64 or 128x96, width x height')
+    p.add_argument('--fps', type=float, help='of the dataset; default: what the game says, divided '
+                   'by frame_skip')
+    p.add_argument('--frame_skip', type=int, default=1, help='steps of the game from one frame to '
+                   'the next, all with one action')
+    p.add_argument('--seed', type=int, default=0, help='of the game and of who plays')
+    p.add_argument('--policy', default='sticky', help='who plays: sticky (holds each action for 2 '
+                   'to 11 frames), random, or a Python file with act(observation)')
+    p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p = commands.add_parser('check', help='data card and contact sheet')
     p.add_argument('path')
     a = parser.parse_args()
@@ -441,8 +457,12 @@ def parse_command_line():
     if a.command == 'game' and (a.seed < 0 or not 0 <= a.layout <= game.FIRST_LEVEL // 2):
         parser.error('no negative seed or layout, and no layout above '
                      f'{game.FIRST_LEVEL // 2:,}, where the levels are near')
-    for name in ('fps', 'source_fps') if a.command == 'video' else ():
-        rate = getattr(a, name)
+    if a.command == 'gym' and not (2 <= a.n_frames <= 10 ** 7 and a.seed >= 0):
+        parser.error('--n_frames: 2 to 10,000,000; --seed: 0 or more')
+    if a.command == 'gym' and not 1 <= a.frame_skip <= 1000:
+        parser.error(f'--frame_skip={a.frame_skip}: 1 to 1000 steps')
+    for name in ('fps', 'source_fps'):
+        rate = getattr(a, name, None)
         if rate is not None and not 0 < rate <= MAX_RATE:
             parser.error(f'--{name}={rate:g}: frames per second, above 0, at most {MAX_RATE}')
     return a
@@ -462,6 +482,9 @@ if __name__ == '__main__':
                                     a.keep_still, a.crop)
             print(f'imported {tally["source"]:,} frames; dropped {tally["still"]} that stood still '
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
+        if a.command == 'gym':
+            record_gym(a.env_id, a.path, a.n_frames, *a.size, a.pad, a.fps, a.frame_skip, a.seed,
+                       a.policy)
         check(a.path)
     except (DataError, DiskError) as e:
         print(e, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """
-A film, a folder of pictures or a dataset, as the pictures that a player of videos would show: upright, in
-their colours, of the right stream. What was done to them is counted, for the user is told.
+A film, a folder of pictures or a dataset, as the pictures that a player of videos would show:
+upright, in their colours, of the right stream. What was done to them is counted, for the user is
+told.
 """
 import contextlib
 import functools

@@ -266,8 +266,8 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
             d = create_h5(f, height, width, compression, name, fps, given.get('action_names'))
             indices, after, change, shift = write_frames(d, frames)
             if len(indices) < 2:
-                refuse(videos[0], f'{len(indices)} frames of play: {tally["still"]} stood still for '
-                       f'more than {STILL_SECONDS} s, {tally["blank"]} are of one colour',
+                refuse(videos[0], f'{len(indices)} frames of play: {tally["still"]} stood still '
+                       f'for more than {STILL_SECONDS} s, {tally["blank"]} are of one colour',
                        'at least 2', KEEP_STILL if tally else 'look at what was recorded')
             counts = np.array([film.counts['source'] for film in films])
             before = counts.cumsum() - counts  # source frames of the films before each

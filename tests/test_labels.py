@@ -431,4 +431,5 @@ def test_labels_of_still_frames_go_with_them_unless_episodes_are_given(tmp_path)
     np.savez(labels, actions=np.arange(len(frames)), episode_starts=[0])
     tally, _ = import_video(video, h5, 16, 16, labels=labels)
     ds = data.load(h5)
-    assert tally == Counter(source=110) and ds.episode_starts.tolist() == [0] and len(ds.frames) == 110
+    assert tally == Counter(source=110) and len(ds.frames) == 110
+    assert ds.episode_starts.tolist() == [0]

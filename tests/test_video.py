@@ -598,7 +598,7 @@ def test_a_file_of_only_frames_is_offered_its_cuts(tmp_path, capsys):
     frames = np.concatenate([scene(1, 60), scene(2, 50), scene(3, 70)])
     bare, h5 = write(tmp_path / 'bare.h5', frames), str(tmp_path / 'a.h5')
     said, = card(bare, capsys)
-    assert 'but 2 times another scene begins at once' in said and f'video {bare} NEW.h5' in said
+    assert 'another scene begins at once 2 times' in said and f'video {bare} NEW.h5' in said
     with pytest.raises(data.DataError, match='180 pictures, which have no rate'):
         import_video(bare, h5, 32, 32)
     import_video(bare, h5, 32, 32, source_fps=15)
