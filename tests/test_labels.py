@@ -94,6 +94,7 @@ READ = dict(
     csv_keys=(csv('key', WORDS), 2 - K, ['jump', 'left', 'noop'], 'key: taken for actions'),
     csv_buttons=(csv('up,left,jump', *BUTTONS.T), K, NAMES3, 'up, left, jump: taken for actions'),
     csv_true=(csv('frame,up,left,jump', range(N), *(BUTTONS.T > 0)), K, NAMES3, 'up, left, jump'),
+    csv_key_t=(csv('w,t', *BUTTONS.T[::2]), K, ['none', 'w', 'w+t'], 'w, t: taken for actions'),
     csv_one_button=(csv('frame,jump', range(N), K % 2), K % 2, ['none', 'jump'], 'jump: taken'),
     csv_floats=(csv('frame,dx,dy', range(N), *FLOATS.T), FLOATS, ['dx', 'dy'], 'dx, dy: taken'),
     vpt=(jsonl(*[PRESSED[k] for k in K]), np.array([0, 2, 1])[K],
@@ -220,7 +221,7 @@ WRONG = dict(
     damaged=(raw('l.npz', b'PK\x03\x04' + bytes(99)), 'cannot be read', 'np.savez'),
     cut_short=(raw('l.npy', b'\x93NUMPY\x01\0'), 'cannot be read', 'np.savez'),
     other=(raw('l.txt', b'1\n'), 'end in ".txt"', 'np.savez'),
-    csv_empty=(raw('l.csv', b''), 'nothing', 'a line "action"'),
+    csv_empty=(raw('l.csv', b''), 'no actions', 'a line "action"'),
     csv_head=(text('l.csv', 'frame,action'), 'no actions', 'a line "action"'),
     csv_cell=(text('l.csv', 'frame,action', '0,1', '1,', '2,1'), 'nothing in line 3, column "act'),
     csv_nan=(text('l.csv', 'action', *[1] * 9, 'nan', 1), '"nan" in line 11', 'ffill()'),
@@ -234,6 +235,7 @@ WRONG = dict(
     csv_words=(csv('device,key', WORDS, WORDS), 'words in several columns: device, key',
                '"+".join'),
     csv_first=(csv('', ['wait', *WORDS[1:]]), '"wait" in line 1', 'a first line "action"'),
+    csv_bare_rows=(csv('', np.arange(N) // 4, K), 'int64 (40, 2)', 'np.unique('),
     csv_rows=(csv('a,b', K, K), 'int64 (40, 2)', 'np.unique('),
     csv_latin=(raw('l.csv', 'action\nup\nà gauche\n'.encode('latin-1')), 'line 3', 'UTF-8'),
     csv_quote=(raw('l.csv', b'action\n"up\n' + b'up\n' * 5), 'cannot be read'),
@@ -425,4 +427,5 @@ def test_labels_of_still_frames_go_with_them_unless_episodes_are_given(tmp_path)
     np.savez(labels, actions=np.arange(len(frames)), episode_starts=[0])
     tally, _ = import_video(video, h5, 16, 16, labels=labels)
     ds = data.load(h5)
-    assert tally == dict(source=110) and ds.episode_starts.tolist() == [0] and len(ds.frames) == 110
+    assert tally['source'] == 110 and not tally['still']
+    assert ds.episode_starts.tolist() == [0] and len(ds.frames) == 110
