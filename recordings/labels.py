@@ -273,7 +273,8 @@ def said_by_columns(columns, has_names, first_line, path):
     else:
         chosen = rest
         if has_names and rest:
-            sentences.append(f'{", ".join(map(printable, rest[:16]))}: taken for actions')
+            more = f' and {len(rest) - 16} more' if len(rest) > 16 else ''
+            sentences.append(f'{", ".join(map(printable, rest[:16]))}{more}: taken for actions')
     if not chosen:
         refuse(path, f'{", ".join(map(printable, columns))}', 'a column "action"',
                'name the column of the actions "action"')
