@@ -33,7 +33,6 @@ from recordings.clock import MAX_RATE
 from recordings.gym import record_gym
 from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
                                plain_dataset, printable, read_optional, refuse)
-from recordings.labels import file_beside
 from recordings.video import STILL_SECONDS, cuts_in, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -388,16 +387,12 @@ def true_or_false(text):
     return text == 'True'
 
 
-def expect_files(videos, labels):
-    """Raises DataError for a file that is not there: from which folder it was looked for."""
-    files = [(video, 'a video') for video in videos]
-    if labels == 'beside':
-        labels = None
-        files += [(file_beside(video), 'labels') for video in videos]
-    for path, expected in (*files, (labels, 'labels')):
-        is_pattern = path in videos and '%' in os.path.basename(path)
-        if path and '://' not in path and not is_pattern and not os.path.exists(path):
-            refuse(os.path.abspath(path), 'no such file', expected, 'check the path')
+def expect_files(videos):
+    """Raises DataError for a video that is not there: from which folder it was looked for."""
+    for path in videos:
+        is_pattern = '%' in os.path.basename(path)
+        if '://' not in path and not is_pattern and not os.path.exists(path):
+            refuse(os.path.abspath(path), 'no such file', 'a video', 'check the path')
 
 
 def parse_command_line():
@@ -476,7 +471,7 @@ if __name__ == '__main__':
         if a.command == 'game':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
-            expect_files(a.videos, a.labels)
+            expect_files(a.videos)
             tally, _ = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
                                     a.compression, a.source_fps, a.stream, a.no_op,
                                     a.keep_still, a.crop)

@@ -168,8 +168,8 @@ class Film:
     frames(): what is shown, one after the other, and when. begins: the numbers of the frames with
     which a stretch begins. counts: of frames in all (source), and of those that are turned, ...
 
-    path: a file, an address, a folder of pictures, their names with %d or %04d for the number, or a
-    dataset. Raises DataError.
+    n_pictures: how many there should be. path: a file, an address, a folder of pictures, their
+    names with %d or %04d for the number, or a dataset. Raises DataError.
     """
 
     def __init__(self, path, source_fps=None, stream=None):
@@ -190,7 +190,8 @@ class Film:
                 self.others = [f'{i} ({s.width}x{s.height})'
                                for i, s in enumerate(container.streams.video) if s != chosen]
                 self.declared = chosen.frames
-        self.borders = Borders(len(self.clock.seconds))
+        self.n_pictures = len(self.clock.seconds)
+        self.borders = Borders(self.n_pictures)
         if self.clock.rate > MAX_RATE:
             refuse(path, f'timestamps for {self.clock.rate:,.0f} pictures a second',
                    f'at most {MAX_RATE}', 'say how many there are: --source_fps=30')

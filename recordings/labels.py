@@ -271,7 +271,8 @@ def said_by_columns(columns, has_names, first_line, path):
     chosen = chosen or [name for name in columns if ACTIONS.fullmatch(lower[name])]
     others = {lower[name]: name for name in columns
               if lower[name] in ('episode_starts', *OTHER_NAMES) and name not in chosen}
-    when = [name for name in columns if lower[name] in WHEN and name not in chosen]
+    when = [name for name in columns if lower[name] in WHEN and name not in chosen
+            and not columns[name][0].keys() <= {'0', '1'}]  # that is a button: the key t
     rest = [name for name in columns if name not in (*chosen, *others.values(), *when)]
     sentences, found = [], {}
     if chosen:
@@ -279,7 +280,8 @@ def said_by_columns(columns, has_names, first_line, path):
     else:
         chosen = rest
         if has_names and rest:
-            sentences.append(f'{", ".join(map(printable, rest[:16]))}: taken for actions')
+            more = f' and {len(rest) - 16} more' if len(rest) > 16 else ''
+            sentences.append(f'{", ".join(map(printable, rest[:16]))}{more}: taken for actions')
     if not chosen:
         refuse(path, f'{", ".join(map(printable, columns))}', 'a column "action"',
                'name the column of the actions "action"')
@@ -348,50 +350,58 @@ def check_frame_numbers(name, x, words, first_line, path):
     return []
 
 
-def read_table(path, delimiter):
-    """read_labels of a table of text. delimiter: or None, for one of , ; tab, space between
-    numbers."""
+def table_rows(path, delimiter):
+    """(number of its line, cells) of each row of a table of text. delimiter: or None, for the one
+    of , ; tab that the first line has, or spaces."""
     numbered = lines(path)
     _, head = next(numbered, (0, ''))
     head = re.sub(r'^\s*#\s*', '', head)  # as numpy.savetxt begins a header
-    if not head:
-        refuse(path, 'nothing', EXPECTED, 'a line "action", and then one for each frame')
+    texts = itertools.chain([head], (text for _, text in numbered))
     if delimiter is None:
         delimiter = next((c for c in ',;\t' if c in head), ',')
-        cells = head.lower().split()
+        cells = head.split()
         if delimiter not in head and (is_known(cells) or all(map(is_number, cells))):
-            numbered = ((number, ' '.join(text.split())) for number, text in numbered)
-            head, delimiter = ' '.join(head.split()), ' '
-    texts = itertools.chain([head], (text for _, text in numbered))
+            delimiter, texts = ' ', (' '.join(text.split()) for text in texts)
     rows = csv.reader(texts, delimiter=delimiter, strict=True)
     try:
-        first = [cell.strip() for cell in next(rows)]
-        is_header = is_known(first)
-        has_names = is_header or not any(map(is_number, first))
-        names = first if has_names else [f'column {i + 1}' for i in range(len(first))]
-        if len(set(names)) < len(names):
-            refuse(path, f'two columns of one name: {", ".join(map(printable, names))}',
-                   'a name for each column', 'name them, or leave one out')
-        columns = {name: ({}, array('i')) for name in names}
-        if not has_names:
-            add(columns, dict(zip(names, first)), 1, path)
         for row in rows:
-            if len(row) != len(names):
-                refuse(path, f'{len(row)} cells in line {rows.line_num}',
-                       f'{len(names)}, as in the first', 'mend that line')
-            add(columns, dict(zip(names, map(str.strip, row))), rows.line_num, path)
+            yield rows.line_num, [cell.strip() for cell in row]
     except csv.Error as e:
         refuse(path, f'line {rows.line_num} that cannot be read ({one_line(e)})', EXPECTED,
                'a line "action", and then one for each frame')
+
+
+def read_table(path, delimiter):
+    """read_labels of a table of text, with a first line of names or none. delimiter: see
+    table_rows."""
+    rows = table_rows(path, delimiter)
+    _, first = next(rows)
+    is_header = is_known(first)
+    has_names = is_header or not any(map(is_number, first))
+    names = first if has_names else [f'column {i + 1}' for i in range(len(first))]
+    if len(set(names)) < len(names):
+        refuse(path, f'two columns of one name: {", ".join(map(printable, names))}',
+               'a name for each column', 'name them, or leave one out')
+    columns = {name: ({}, array('i')) for name in names}
+    if not has_names:
+        rows = itertools.chain([(1, first)], rows)
+    for number, cells in rows:
+        if len(cells) != len(names):
+            refuse(path, f'{len(cells)} cells in line {number}', f'{len(names)}, as in the first',
+                   'mend that line')
+        add(columns, dict(zip(names, cells)), number, path)
     if len(names) == 1 and has_names and not is_header:
         columns = with_first_line(columns, path)
         has_names = names[0] in columns
-    if not has_names and len(names) > 1:
-        x, words = column(names[0], *columns[names[0]], 1, path)
-        if not words and len(x) > 2 and np.array_equal(x, x[0] + np.arange(len(x))) \
-                and x[0] in (0, 1):
-            columns['frame'] = columns.pop(names[0])  # it counts them
+    if not has_names and len(names) > 1 and counts_frames(*columns[names[0]]):
+        columns = {'frame': columns[names[0]], **{name: columns[name] for name in names[1:]}}
     return said_by_columns(columns, has_names, 1 + has_names, path)
+
+
+def counts_frames(texts, codes):
+    """Is a column 0, 1, 2, ... or 1, 2, 3, ...? See `add`."""
+    n = len(codes)
+    return n > 2 and list(texts) in ([str(i) for i in range(n)], [str(i + 1) for i in range(n)])
 
 
 def is_known(cells):

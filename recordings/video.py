@@ -250,6 +250,8 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     given, label_files, about_labels = labels_of(labels, videos)
     films = [Film(video, source_fps, stream) for video in videos]
+    if given and all(film.pictures or film.declared == film.n_pictures for film in films):
+        check_counts(label_files, [film.n_pictures for film in films])  # before an hour's work
     fps = fps or films[0].clock.rate
     tally, trusted = Counter(), 'episode_starts' in given
     frames = resample(one_after_the_other(films), fps,

@@ -71,11 +71,31 @@ def test_actions_as_people_have_them(tmp_path, actions, numbers):
     assert found.dtype == np.int64 and np.array_equal(found, numbers)
 
 
+def test_actions_that_are_words_or_arrays_of_buttons(tmp_path):
+    words = np.array([b'left', b'right', b'jump'])[K]
+    found = data.load(write(tmp_path / 'a.h5', noise(), actions=words))
+    assert found.action_names == ['jump', 'left', 'right']
+    assert np.array_equal(found.actions, (K + 1) % 3)
+    assert found.noticed == ['actions have names: jump, left, right']
+    group = {f'actions/{name}': x for name, x in zip(('up', 'left', 'jump'), BUTTONS.T)}
+    found = data.load(write(tmp_path / 'b.h5', noise(), **group))
+    assert found.action_names == ['none', 'up', 'jump+up']
+    assert np.array_equal(found.actions, K)
+    stick = {f'actions/{name}': x for name, x in zip('xy', RNG.normal(size=(2, 40)))}
+    found = data.load(write(tmp_path / 'c.h5', noise(), **stick))
+    assert found.action_names == ['x', 'y'] and found.actions.shape == (40, 2)
+    found = data.load(write(tmp_path / 'd.h5', noise(), **{'episode/x': K, 'actions': K}))
+    assert np.array_equal(found.actions, K), 'a group of that name is another thing'
+
+
 def test_combinations_of_buttons_have_names(tmp_path):
     path = write(tmp_path / 'a.h5', noise(), actions=BUTTONS)
     with h5py.File(path, 'a') as f:
         f.attrs['action_names'] = ['up', 'left', 'jump']
     assert data.load(path).action_names == ['none', 'up', 'up+jump']
+    rare = data.load(write(tmp_path / 'c.h5', noise(), actions=np.triu(np.ones((40, 40), int))))
+    assert rare.action_names[:2] == ['b39', 'b38+b39']
+    assert '40 different actions in 40 frames, 40 of them only once' in rare.noticed[1]
     masks = data.load(write(tmp_path / 'b.h5', noise(), actions=1 << 8 * K + 1))
     assert masks.action_names == ['2', '512', '131072']
 
@@ -86,6 +106,9 @@ def test_combinations_of_buttons_have_names(tmp_path):
     ('episode_ends', [10, 40], [0, 10], '2 episodes'), ('episode_ends', [9, 39], [0, 10], '2 epi'),
     ('ep_len', [15, 25], [0, 15], '2 episodes'), ('episode_start', [0, 7], [0, 7], '2 episodes'),
     ('episode_start', np.arange(40) % 20 == 0, [0, 20], '2 episodes'),
+    ('is_first', np.arange(40) % 20 == 0, [0, 20], '2 episodes'),
+    ('episode_index', np.arange(40) // 20, [0, 20], '2 episodes'),
+    ('truncated', np.arange(40) == 19, [0, 20], '2 episodes'),
     ('dones', np.arange(40), [0], 'ignored: "dones" int64 (40,)'),
     ('ep_len', [15, 15], [0], 'ignored: "ep_len"'),
 ])
@@ -396,10 +419,20 @@ WRONG = dict(
     actions_type=beside(dict(actions=np.full(40, 0.5)), 'actions float64 (40,) with fractions'),
     actions_rows=beside(dict(actions=np.full((40, 2), 3)), 'int64 (40, 2)', 'np.unique('),
     actions_far=beside(dict(actions=np.full((40, 2), 1e99)), 'up to 1e+99'),
-    actions_negative=beside(dict(actions=np.full(40, -1)), 'negative'),
-    actions_nan=beside(dict(actions=np.full((40, 2), np.nan)), 'not finite'),
+    actions_negative=beside(dict(actions=np.full(40, -1)), 'negative', 'np.unique('),
+    actions_before=beside(dict(actions=np.r_[-1, K[1:]]), 'the first is 0 (-1)', 'actions[1:]'),
+    actions_nan=beside(dict(actions=np.full((40, 2), np.nan)), 'not finite', 'np.nan_to_num('),
+    actions_scalar=beside(dict(actions=3), 'actions int64 ()', 'np.full('),
+    actions_clips=beside(dict(actions=np.zeros((40, 2, 2))), '(40, 2, 2)', 'reshape('),
+    actions_texts=beside(dict(actions=['up', 'left'] * 20), 'texts of any length', '"S")'),
+    actions_fields=beside(dict(actions=np.zeros(40, [('up', '?'), ('camera', 'f4', 2)])),
+                          'camera', 'np.column_stack([actions[name]'),
+    actions_group=beside({'actions/up': K, 'actions/camera': np.zeros((40, 2))},
+                         'a group holding camera (40, 2), up (40,)', 'np.column_stack('),
+    actions_group_short=beside({'actions/up': K[1:], 'actions/left': K[1:]}, '39 actions for 40'),
     actions_link=beside(dict(actions=h5py.SoftLink('/frames')), '"actions" is a link'),
     starts_first=beside(dict(episode_starts=np.array([3, 9])), 'episode_starts [3, 9]', 'first 0'),
+    starts_late=beside(dict(episode_starts=np.array([3, 9])), 'np.append(0, episode_starts)'),
     starts_order=beside(dict(episode_starts=np.array([0, 9, 5])), 'increasing'),
     starts_range=beside(dict(episode_starts=np.array([0, 41])), 'below 40'),
     starts_none=beside(dict(episode_starts=np.zeros(0, int)), 'episode_starts int64 (0,)'),
