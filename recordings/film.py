@@ -217,7 +217,7 @@ class Film:
                     frames = packet.decode() if packet else ()
                 except av.FFmpegError as e:
                     self.counts['undecodable'] += 1
-                    self.error, frames = one_line(e), [None]
+                    self.error, frames = one_line(e.strerror or e), [None]
                 for frame in frames:
                     # what the codec says may already be of pictures that come out later
                     if frame and frame.key_frame and codec.sample_aspect_ratio != codec_said:
@@ -351,31 +351,34 @@ def rgb(frame, matrix, counts):
 # what the user is told
 
 
+def counted(n, what):
+    """'1 picture', '2,000 pictures'."""
+    return f'{n:,} {what}' + ('s' if n != 1 else '')
+
+
 def noticed(film):
     """What was found in a film beside pictures, and what was done about it: sentences."""
     n, counts = film.counts['source'], film.counts
-    grew = size_of(film.path) != film.size
-    gaps, borders = counts['gaps'], film.borders.sentence()
+    of = {key: counted(counts[key], 'picture') for key in counts}
+    grew, borders = size_of(film.path) != film.size, film.borders.sentence()
     checks = (
         (film.others, lambda: 'other video streams: ' + ', '.join(film.others)
          + '; --stream=N takes one'),
-        (counts['turned'], lambda: f'{counts["turned"]:,} pictures are marked as turned: turned'),
+        (counts['turned'], lambda: f'{of["turned"]} turned, as marked'),
         (film.declared > n, lambda: f'{n:,} pictures of {film.declared:,} that the file declares: '
          'half a download?'),
-        (grew, lambda: 'the file grew while it was read: its recorder runs on, and what '
-         'came later is missing'),
-        (counts['undecodable'], lambda: f'{counts["undecodable"]:,} places that cannot be decoded '
-         f'({film.error}): an episode begins after each'),
-        (counts['corrupt'], lambda: f'{counts["corrupt"]:,} pictures are damaged: an episode '
-         'begins with each and after it'),
-        (gaps, lambda: f'{gaps:,} times the clock stands still or goes back, or pictures are '
-         'missing: an episode begins there'),
-        (counts['transparent'], lambda: f'{counts["transparent"]:,} pictures are transparent: '
-         'shown on black'),
-        (counts['interlaced'], lambda: f'{counts["interlaced"]:,} pictures are interlaced: '
-         'deinterlaced'),
+        (grew, lambda: 'the file grew while it was read: its recorder runs on, and what came later '
+         'is missing'),
+        (counts['undecodable'], lambda: f'{counted(counts["undecodable"], "place")} that cannot be '
+         f'decoded ({film.error}): an episode begins after each'),
+        (counts['corrupt'], lambda: f'{of["corrupt"]} damaged: an episode begins with each and '
+         'after it'),
+        (counts['gaps'], lambda: f'{counted(counts["gaps"], "time")} the clock stands still or '
+         'goes back, or pictures are missing: an episode begins there'),
+        (counts['transparent'], lambda: f'{of["transparent"]} transparent: shown on black'),
+        (counts['interlaced'], lambda: f'{of["interlaced"]} interlaced: deinterlaced'),
         (borders, lambda: borders),
-        (counts['HDR'], lambda: f'{counts["HDR"]:,} pictures are HDR, and too dark here: convert '
-         'them first, ffmpeg -i IN -vf zscale=t=linear,tonemap=hable,zscale=t=bt709 OUT.mp4'),
+        (counts['HDR'], lambda: f'{of["HDR"]} HDR, and too dark here: convert the film first, '
+         'ffmpeg -i IN -vf zscale=t=linear,tonemap=hable,zscale=t=bt709 OUT.mp4'),
     )
     return [sentence() for found, sentence in checks if found]

@@ -554,6 +554,7 @@ def check_written(tmp, path):
             frames = plain_dataset(f, 'frames', tmp)
             check_frames(frames, tmp, None)
             read_optional(f, len(frames), tmp)
+            expect_change(fingerprints(frames, tmp), tmp)
     except DataError as e:
         raise DataError(str(e).replace(tmp, str(path))) from None
 
@@ -592,6 +593,15 @@ def fingerprints(frames, path):
         refuse(path, 'frames in which no pixel is above 1', 'levels of 0..255',
                'frames * 255, if they were made as 0..1')
     return marks
+
+
+def expect_change(marks, path):
+    """Raises DataError where most of the frames with these fingerprints are alike."""
+    same = Counter(marks).most_common(1)[0][1]
+    if same > len(marks) / 2:
+        refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture',
+               'a recording of play', 'cut the still part away, or see what the recorder recorded: '
+               'was it the right window?')
 
 
 def identify(frames, optional, path):
@@ -715,11 +725,7 @@ def map_frames(d, optional, path, master, out_dir):
             frames = None
     if frames is None:
         data_id, marks = identify(d, optional, path)
-    same = Counter(marks).most_common(1)[0][1]
-    if same > len(marks) / 2:
-        refuse(path, f'{same} of {len(marks)} frames sampled are one and the same picture',
-               'a recording of play', 'cut the still part away, or see what the recorder recorded: '
-               'was it the right window?')
+    expect_change(marks, path)
     if frames is None:
         npy = decode_where_it_fits(d, path, names, data_id, master)
         for old in decoded_files(names):

@@ -20,7 +20,7 @@ from recordings.h5file import check_written, create_h5, printable, refuse
 from recordings.labels import actions_while_shown, check_counts, labels_of
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
-STILL_LEVELS = 6, 16  # of 255: changes of a pixel that may be noise, if there is none and at most
+STILL_LEVELS = 5, 10  # of 255: changes of 4x4 pixels that may be noise: in clean films, at most
 NOISE_EVERY = 16  # frames: how often noise is measured
 KEEP_STILL = 'where waiting is part of the game: --keep_still=True'
 MAX_NOTICED = 12  # sentences
@@ -90,20 +90,12 @@ def resize_all(frames, width, height, pad, crop=None):
 # stills and cuts
 
 
-def noise_between(a, b):
-    """Levels by which two pictures (h,w,3) differ where nothing moves: the standard deviation of
-    the difference inside blocks of 4x4 pixels, of which a quarter has less. What is of one colour
-    may move in between, it has none."""
-    h, w = a.shape[0] // 4, a.shape[1] // 4
-    d = (a[:4 * h, :4 * w].astype(np.float32) - b[:4 * h, :4 * w]).reshape(h, 4, w, 4, 3)
-    return np.quantile(d.std((1, 3)).max(-1), 0.25)
-
-
-def still_levels(noise):
-    """How many levels a pixel may change while nothing does. noise: of some frames. At the edges of
-    what is in the picture codecs change some 24 times as much as elsewhere (measured, H.264)."""
-    least, most = STILL_LEVELS
-    return min(most, least + 24 * np.median(noise)) if noise else least
+def blocks(x):
+    """(h,w,3) -> the means of blocks of 4x4 pixels. At edges codecs change single pixels by 20
+    levels while nothing moves, but these by 4 (measured: H.264, VP8, MPEG-4)."""
+    h, w = x.shape[0] // 4, x.shape[1] // 4
+    rows = x[:4 * h].reshape(h, 4, -1, 3).sum(1, np.int32)
+    return rows[:, :4 * w].reshape(h, w, 4, 3).sum(2) / np.float32(16)
 
 
 def drop_stills(frames, limit, tally):
@@ -116,22 +108,24 @@ def drop_stills(frames, limit, tally):
     """
     first, first_blank = None, False  # of the stretch to which the last frame belongs
     held, dropping = [], False  # its frames that are not yet passed on; is it too long?
+    least, most = STILL_LEVELS
     noise, before = [], None
     for n, (index, picture) in enumerate(frames):
-        if n % NOISE_EVERY == 1:
-            noise.append(noise_between(before, picture))
-        before, levels = picture, still_levels(noise)
-        colour_range = picture.max(0).max(0) - picture.min(0).min(0)
-        blank = (colour_range <= levels).all()
+        now = blocks(picture)
+        if n % NOISE_EVERY == 1:  # that of a quiet quarter of the picture: elsewhere things move
+            noise.append(np.quantile(np.abs(now - before), 0.25))
+        levels = min(most, least + 10 * np.median(noise)) if noise else least
+        before = now
+        blank = (now.max((0, 1)) - now.min((0, 1)) <= levels).all()
         goes_on = first is not None and blank == first_blank
         if goes_on and not blank:
-            goes_on = np.abs(picture - first).max() <= levels
+            goes_on = np.abs(now - first).max() <= levels
         if goes_on:
             held.append((index, picture, ''))
         else:
             yield from held
             after = 'blank' if first_blank else 'still' if dropping else ''
-            first, first_blank = picture.astype(np.int16), blank
+            first, first_blank = now, blank
             held, dropping = [], False
             if blank:
                 held.append((index, picture, after))

@@ -208,7 +208,7 @@ def test_pictures_are_turned_as_they_are_marked(tmp_path, matrix, by_hand):
     _, noticed = import_video(path, str(tmp_path / 'a.h5'), width, height)
     got = data.load(tmp_path / 'a.h5').frames[0]
     assert np.abs(got.astype(int) - turned).max() <= 3
-    assert noticed == ['4 pictures are marked as turned: turned']
+    assert noticed == ['4 pictures turned, as marked']
 
 
 def test_transparent_pixels_are_black(tmp_path):
@@ -220,7 +220,7 @@ def test_transparent_pixels_are_black(tmp_path):
     _, noticed = import_video(str(tmp_path), str(tmp_path / 'a.h5'), 16, 16, source_fps=10)
     got = data.load(tmp_path / 'a.h5').frames
     assert (got[:, :8] == 0).all() and abs(got[0, 8:].astype(int) - 100).max() <= 1
-    assert noticed == ['3 pictures are transparent: shown on black']
+    assert noticed == ['3 pictures transparent: shown on black']
 
 
 @pytest.mark.parametrize('height, space', [(736, 'ITU709'), (64, 'ITU601')])
@@ -285,7 +285,7 @@ def test_interlaced_pictures_are_deinterlaced(tmp_path):
     tally, noticed = import_video(path, str(tmp_path / 'a.h5'), 64, 64)
     got = data.load(tmp_path / 'a.h5').frames
     assert tally['source'] == tally['interlaced'] == len(got) == 12
-    assert noticed == ['12 pictures are interlaced: deinterlaced']
+    assert noticed == ['12 pictures interlaced: deinterlaced']
     assert combed(got) < combed(frames) / 3
 
 
@@ -566,6 +566,10 @@ def test_games_in_which_little_happens(tmp_path):
     with pytest.raises(data.DataError, match='1 frames of play: 44 stood still.*0 are of one.*\n'
                        '.*\n.*keep_still=True'):
         import_video(encode(tmp_path / 'c.mp4', turns(45), 15), h5, 32, 32)
+    menu = encode(tmp_path / 'd.mp4', np.concatenate([turns(45), turns(90, each=3)[45:]]), 15)
+    with pytest.raises(data.DataError, match='frames sampled are one and the same'):
+        import_video(menu, h5, 32, 32, keep_still=True)
+    assert len(data.load(h5).frames) == 360, 'the old file stands'
 
 
 def test_what_a_noisy_camera_sees_stands_still(tmp_path):
