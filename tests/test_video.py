@@ -231,6 +231,15 @@ def test_colours_without_a_tag_are_those_of_their_size(tmp_path, height, space):
     assert np.abs(data.load(tmp_path / 'a.h5').frames.astype(int) - CORNERS).max() <= 3
 
 
+def test_hdr_is_said(tmp_path):
+    def mark(stream):
+        stream.options = {'crf': '0', 'x264-params': 'transfer=smpte2084:colormatrix=bt2020nc'}
+
+    path = film(tmp_path / 'a.mkv', CORNERS, 'yuv420p10le', prepare=mark)
+    _, noticed = import_video(path, str(tmp_path / 'a.h5'), 16, 32)
+    assert len(noticed) == 1 and noticed[0].startswith('4 pictures HDR, and too dark here')
+
+
 def test_of_several_streams_the_one_that_a_player_would_show(tmp_path):
     path = str(tmp_path / 'two.mkv')
     with av.open(path, 'w') as out:
