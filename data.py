@@ -31,8 +31,9 @@ from pictures import grid, save_png
 from recordings import game, hunter
 from recordings.clock import MAX_RATE
 from recordings.gym import record_gym
-from recordings.h5file import (DataError, check_frames, create_h5, map_frames, one_line, open_h5,
-                               plain_dataset, printable, read_optional, refuse)
+from recordings.h5file import (check_frames, create_h5, map_frames, open_h5, plain_dataset,
+                               read_optional)
+from recordings.refusal import DataError, one_line, printable, refuse
 from recordings.video import STILL_SECONDS, cuts_in, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick

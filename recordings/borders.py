@@ -4,7 +4,7 @@ imported, and cut away only where the user says so.
 """
 import numpy as np
 
-from recordings.h5file import refuse
+from recordings.refusal import refuse
 
 SAMPLES = 64  # pictures of a film that are looked at, and a quarter of them at least
 MOVES = 16  # levels of 255 by which a pixel of the game changes at least once in these

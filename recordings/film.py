@@ -14,8 +14,8 @@ import numpy as np
 
 from recordings.borders import Borders
 from recordings.clock import MAX_RATE, Clock, packet_times
-from recordings.h5file import (check_frames, one_line, open_h5, plain_dataset, read, read_optional,
-                               refuse)
+from recordings.h5file import check_frames, is_dataset, open_h5, plain_dataset, read, read_optional
+from recordings.refusal import one_line, refuse
 
 # av takes a second to import: the functions that need it import it
 
@@ -87,7 +87,7 @@ def pictures_of(path):
     """Of what has no timestamps, a folder of pictures, their names with %d or %04d for the number,
     or a dataset: how many, how many a second or None, and a function that yields them as av frames.
     None of anything else. Raises DataError."""
-    if str(path).endswith(('.h5', '.hdf5')):
+    if is_dataset(path):
         with open_dataset(path) as (d, rate):
             return len(d), rate, functools.partial(of_dataset, path)
     files = picture_files(path)

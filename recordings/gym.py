@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from files import replacing
-from recordings.h5file import check_written, create_h5, one_line, printable, refuse
+from recordings.h5file import check_written, create_h5
+from recordings.refusal import one_line, printable, refuse
 from recordings.video import resize_by_area
 
 INSTALL = 'pip install -r requirements-games.txt'

@@ -16,11 +16,11 @@ from collections import Counter
 
 import numpy as np
 
-from recordings.h5file import (MAX_ACTIONS, OTHER_NAMES, DataError, check_actions, check_count,
-                               check_names, check_starts, find_starts, name_combinations,
-                               noticed_numbers, noticed_rare, number_names, one_line, open_h5,
-                               plain_dataset, printable, read_optional, refuse,
-                               starts_from_episodes, to_text)
+from recordings.arrays import (MAX_ACTIONS, OTHER_NAMES, check_actions, check_count, check_names,
+                               check_starts, find_starts, name_combinations, noticed_numbers,
+                               noticed_rare, number_names, starts_from_episodes, to_text)
+from recordings.h5file import is_dataset, open_h5, plain_dataset, read_optional
+from recordings.refusal import DataError, one_line, printable, refuse
 
 ENDINGS = '.npz', '.npy', '.csv', '.tsv', '.jsonl'
 EXPECTED = f'an action for each frame of the video, in a file of {", ".join(ENDINGS)}'
@@ -525,7 +525,7 @@ def combination(entry):
 
 def has_actions(video):
     """Is it a dataset with actions?"""
-    if not str(video).endswith(('.h5', '.hdf5')) or not os.path.isfile(video):
+    if not is_dataset(video):
         return False
     with open_h5(video) as f:
         return 'actions' in said_by_dataset(f, video)

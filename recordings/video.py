@@ -16,8 +16,9 @@ from files import replacing
 from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
-from recordings.h5file import check_written, create_h5, printable, refuse
+from recordings.h5file import check_written, create_h5
 from recordings.labels import actions_while_shown, check_counts, labels_of
+from recordings.refusal import printable, refuse
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
 STILL_LEVELS = 5, 10  # of 255: changes of 4x4 pixels that may be noise: in clean films, at most

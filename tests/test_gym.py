@@ -12,7 +12,7 @@ from launch import refused, run_after
 
 import data
 from recordings import gym
-from recordings.h5file import DataError
+from recordings.refusal import DataError
 from recordings.video import resize_by_area
 
 
