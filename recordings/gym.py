@@ -59,11 +59,9 @@ def find_game(env_id):
 
 
 def make_env(env_id, size, seed):
-    """The game of this id, as gymnasium has it, and its first picture. size: width, height.
-
-    Raises DataError if its package is missing, nothing has this id, it does not start, draws no
-    pictures, or its actions are not numbered.
-    """
+    """The game of this id, as gymnasium has it, not begun yet. size: width, height. Raises
+    DataError if its package is missing, nothing has this id, it cannot be made, or its actions are
+    not numbered."""
     gymnasium, spec = find_game(env_id)
     try:
         # v3 is another game and not, as gymnasium warns, a newer v0
@@ -77,20 +75,33 @@ def make_env(env_id, size, seed):
             from gymnasium_mariobros.actions import SIMPLE_MOVEMENT
             from gymnasium_mariobros.wrappers import JoypadSpace
             env = JoypadSpace(env, SIMPLE_MOVEMENT)
-        begin(env, seed)
-        picture = env.render()
-    except Exception as e:  # of any kind: a ROM or a library is missing, a mode unknown
-        refuse(env_id, f'a game that does not start ({type(e).__name__}: {one_line(e)})',
-               'one that runs without a screen, render_mode="rgb_array"',
-               f'{INSTALL}; or record the screen, and data.py video')
-    if np.ndim(picture) != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        refuse(env_id, f'a game that draws {type(picture).__name__} {np.shape(picture)}',
-               'pictures uint8 (h,w,3) with render_mode="rgb_array"', 'choose another game')
+    except Exception as e:
+        refuse_game(env_id, e)
     space = env.action_space
     if not hasattr(space, 'n') or getattr(space, 'shape', ()):
         refuse(env_id, f'actions {printable(space)[:100]}', 'numbered ones, Discrete(n)',
                'choose an id of the game that has them')
-    return env, picture
+    return env
+
+
+def refuse_game(env_id, error):
+    """The error can be of any kind: a ROM or a library is missing, a mode unknown."""
+    refuse(env_id, f'a game that does not start ({type(error).__name__}: {one_line(error)})',
+           'one that runs without a screen, render_mode="rgb_array"',
+           f'{INSTALL}; or record the screen, and data.py video')
+
+
+def first_picture(env, env_id, seed):
+    """Begins the game -> (h,w,3) uint8. Raises DataError if it draws no pictures."""
+    try:
+        begin(env, seed)
+        picture = env.render()
+    except Exception as e:
+        refuse_game(env_id, e)
+    if np.ndim(picture) != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        refuse(env_id, f'a game that draws {type(picture).__name__} {np.shape(picture)}',
+               'pictures uint8 (h,w,3) with render_mode="rgb_array"', 'choose another game')
+    return picture
 
 
 def begin(env, seed):
@@ -236,9 +247,10 @@ def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fp
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         with contextlib.chdir(folder):  # Doom writes its settings where it is started
-            env, picture = make_env(env_id, (width, height), seed)
-        if hasattr(env, 'close'):
-            stack.callback(env.close)
+            env = make_env(env_id, (width, height), seed)
+            if hasattr(env, 'close'):  # else Doom, a process of its own, would go on
+                stack.callback(env.close)
+            picture = first_picture(env, env_id, seed)
         choose = player(policy, env.action_space, np.random.default_rng([seed, 11]))
         frames = play(env, choose, frame_skip, np.random.default_rng([seed, 12]))
         frames = tqdm(itertools.islice(frames, n_frames), 'playing', n_frames, unit=' frames',

@@ -75,7 +75,7 @@ def game(monkeypatch):
     """A class of game, to be changed; a gymnasium that knows it as Fake/Game-v0 stands where the
     package would. game.made: the one that was played."""
     class Fake(Game):
-        kwargs = {}
+        kwargs, made = {}, None
 
     def make(name, **settings):
         Fake.made = Fake(**settings)
@@ -243,6 +243,7 @@ def test_what_cannot_be_recorded_is_said_and_replaces_nothing(game, tmp_path, ca
     assert len(said.splitlines()) <= 3 and max(map(len, said.splitlines())) < 200, said
     assert all(word in said for word in words), said
     assert path.read_bytes() == b'what stood here' and os.listdir(tmp_path) == ['a.h5']
+    assert game.made is None or game.made.closed or 'actions' in said, 'it would go on'
 
 
 @pytest.mark.parametrize('text, words', [
@@ -269,6 +270,7 @@ def test_a_policy_that_does_not_work_is_said(game, tmp_path, text, words):
     assert str(e.value).startswith(f'{policy}: found ') and len(str(e.value).splitlines()) <= 3
     assert all(word in str(e.value) for word in words), e.value
     assert path.read_bytes() == b'what stood here' and os.listdir(path.parent) == ['a.h5']
+    assert game.made.closed
 
 
 def test_a_game_that_breaks_while_it_is_played_replaces_nothing(game, tmp_path):
@@ -337,7 +339,7 @@ def test_minigrid_played_again_shows_the_same(tmp_path):
     names = attributes['action_names'].tolist()
     assert names == ['left', 'right', 'forward', 'pickup', 'drop', 'toggle', 'done']
     assert attributes['fps'] == 10 and starts == [0]
-    env, _ = gym.make_env('MiniGrid-DoorKey-8x8-v0', (64, 64), 0)
+    env = gym.make_env('MiniGrid-DoorKey-8x8-v0', (64, 64), 0)
     env.reset(seed=int(np.random.default_rng([0, 12]).integers(2 ** 31)))
     for frame, action in zip(frames, actions):
         assert np.array_equal(frame, resize_by_area(env.render(), 64, 64, False))
