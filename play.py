@@ -52,7 +52,6 @@ from PIL import Image
 
 import configurator
 import data
-import pictures
 from player import Player
 from world import Dream, load_world
 

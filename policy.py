@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import configurator
 import data
-import pictures
 from model import Block, Optimizers, Policy, PolicyConfig, shard
 from player import Played
 from training import checkpoint, ranks
