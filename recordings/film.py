@@ -130,7 +130,7 @@ def picture_files(path):
         pattern = f'{before}[0-9]{{{int(number[1] or 1)},}}{after}'
     try:
         found = [n for n in os.listdir(folder or '.') if n.lower().endswith(PICTURES)
-                 and re.fullmatch(pattern, n)]
+                 and re.fullmatch(pattern, n) and not n.startswith('.')]
     except OSError as e:
         refuse(path, f'a folder that cannot be read ({one_line(e)})', 'pictures', 'check the path')
     if len(found) < 2:

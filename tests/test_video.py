@@ -139,6 +139,7 @@ def test_the_last_picture_lasts_no_longer_than_a_gap():
 def test_pictures_are_a_source_of_a_stated_rate(tmp_path):
     for k, picture in enumerate(numbered(12)):
         pictures.save_png(tmp_path / f'shot_{k}.png', picture)
+        (tmp_path / f'._shot_{k}.png').write_bytes(b'what a Mac stores beside each')
     h5 = str(tmp_path / 'a.h5')
     for source in (tmp_path, tmp_path / 'shot_%d.png'):
         import_video(str(source), h5, 16, 16, source_fps=10)
