@@ -5,6 +5,11 @@
 #   python latent_actions.py config/doom.py
 #   python dynamics.py       config/doom.py
 #   python sample.py         config/doom.py
+#
+# On one CPU core the recording takes 3 minutes. Not trained to the end yet; after 300, 60 and 200
+# updates (3 minutes): tokenizer 27.1 dB; four frames ahead 22.0 dB, 0.8 above repeating the last
+# frame. For 128 pixels record with --size=128 and another name, and add --dataset=...
+# --out_dir=...
 
 dataset = 'data/doom.h5'
 out_dir = 'out/doom'

@@ -5,6 +5,11 @@
 #   python latent_actions.py config/mario.py
 #   python dynamics.py       config/mario.py
 #   python sample.py         config/mario.py
+#
+# On one CPU core the recording takes 12 minutes. Not trained to the end yet; after 300, 60 and 200
+# updates (3 minutes), with 6,000 frames: tokenizer 26.6 dB; four frames ahead 21.8 dB, 1.6 above
+# repeating the last frame. For 128 pixels record with --size=128 and another name, and add
+# --dataset=... --out_dir=...
 
 dataset = 'data/mario.h5'
 out_dir = 'out/mario'
