@@ -26,14 +26,14 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import DiskError, replacing
+from files import DiskError, printable, replacing
 from pictures import grid, save_png
 from recordings import game, hunter
 from recordings.clock import MAX_RATE
 from recordings.gym import record_gym
 from recordings.h5file import (check_frames, create_h5, map_frames, open_h5, plain_dataset,
                                read_optional)
-from recordings.refusal import DataError, one_line, printable, refuse
+from recordings.refusal import DataError, one_line, refuse
 from recordings.video import STILL_SECONDS, cuts_in, import_video
 
 # torch takes a second to import: the functions that need it import it, so the commands are quick
@@ -308,14 +308,14 @@ def check(path):
     parts = {which: sum(b - a for a, b in ranges) for which, ranges in split(ds, 16).items()}
     repeats = count_repeats(ds.frames) / (n - 1)
     length = f'{n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else 'fps unknown'
-    print(f'{path}   data_id {ds.data_id}   source {ds.source or "unknown"}')
+    print(f'{path}   data_id {ds.data_id}   source {printable(ds.source or "unknown")}')
     print(f'frames      {n:,} of {w}x{h}, {length}')
     print(f'episodes    {len(lengths)}, shortest {lengths.min()}, '
           f'median {int(np.median(lengths))} frames')
     print(f'split       train {parts["train"]:,}, val {parts["val"]:,} frames (for windows of 16)')
     print(f'duplicates  {repeats:.1%} of the frames equal the one before')
     print(f'actions     {describe_actions(ds)}')
-    print(f'truth       {", ".join(ds.truth) or "none"}')
+    print(f'truth       {printable(", ".join(ds.truth) or "none")}')
     if len(ds.episode_starts) == 1:
         n_cuts = len(cuts_in(ds.frames))
         if n_cuts:
@@ -396,6 +396,15 @@ def expect_files(videos):
             refuse(os.path.abspath(path), 'no such file', 'a video', 'check the path')
 
 
+def expect_another(path, sources):
+    """Raises DataError if the file to write is one of those to read."""
+    for source in sources:
+        if source and os.path.exists(source) and os.path.exists(path) \
+                and os.path.samefile(source, path):
+            refuse(path, 'the file to write among those to read', 'another name',
+                   'write it beside, and move it when you have looked at it')
+
+
 def parse_command_line():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -447,7 +456,9 @@ def parse_command_line():
     p.add_argument('path')
     a = parser.parse_args()
     if a.command != 'check' and not a.path.endswith(('.h5', '.hdf5')):
-        parser.error(f'{a.path}: the file to write should end in .h5')
+        parser.error(f'{printable(a.path)}: the file to write should end in .h5')
+    if a.command != 'check' and (os.path.isdir(a.path) or '\udc80' <= max(a.path) <= '\udcff'):
+        parser.error(f'{printable(a.path)}: a folder, or a name that is not UTF-8')
     if a.command == 'game' and not 2 <= a.n_frames <= 10 ** 6:
         parser.error(f'--n_frames={a.n_frames}: 2 to 1,000,000 (12 GB, which must fit in memory)')
     if a.command == 'game' and (a.seed < 0 or not 0 <= a.layout <= game.FIRST_LEVEL // 2):
@@ -473,6 +484,7 @@ if __name__ == '__main__':
             make_game(a.path, a.n_frames, a.seed, a.layout, a.player, a.stick)
         if a.command == 'video':
             expect_files(a.videos)
+            expect_another(a.path, (*a.videos, a.labels))
             tally, _ = import_video(a.videos, a.path, *a.size, a.fps, a.labels, a.pad,
                                     a.compression, a.source_fps, a.stream, a.no_op,
                                     a.keep_still, a.crop)

@@ -3,6 +3,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -11,6 +12,11 @@ import time
 class DiskError(Exception):
     """A file cannot be written. What stood there before is untouched."""
     exit_code = 7
+
+
+def printable(text):
+    """A name from a file, or of one, as a terminal may show it."""
+    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in str(text))
 
 
 def nearest_that_exists(folder):
@@ -28,8 +34,9 @@ def free_space(folder):
 
 def why_not_written(path, error):
     """What a DiskError says of the OSError that kept `path` from being written."""
-    reason = ' '.join(str(error).split())[:200]
-    return (f'{path}: cannot be written ({reason}; {free_space(path) / 1e9:.2f} GB free)\n'
+    reason = printable(' '.join(str(error).split())[:200])
+    gigabytes = free_space(path) / 1e9
+    return (f'{printable(path)}: cannot be written ({reason}; {gigabytes:.2f} GB free)\n'
             '  cure: free some space, or choose a folder that you may write to')
 
 
@@ -68,13 +75,14 @@ def replacing(path):
     Whoever looks sees the old file or the whole new one, whenever the process is killed; a block
     that raises leaves nothing behind. Raises DiskError where the disk says no.
     """
-    path = str(path)
+    path = os.path.realpath(path) if os.path.islink(path) else str(path)
     folder = os.path.dirname(path) or '.'
     tmp = f'{path}.tmp{os.getpid()}'  # same folder: a rename is atomic only within one file system
     try:
         os.makedirs(folder, exist_ok=True)
         for old in glob.glob(glob.escape(path) + '.tmp*'):
-            if time.time() - os.path.getmtime(old) > 3600:  # its writer was killed an hour ago
+            is_ours = re.fullmatch('[0-9]+', old[len(path) + 4:]) and os.path.isfile(old)
+            if is_ours and time.time() - os.path.getmtime(old) > 3600:  # its writer was killed
                 os.remove(old)
         yield tmp
         with open(tmp, 'rb+') as f:

@@ -172,7 +172,8 @@ def starts_as_meant(x, n):
     sentences about it: whole floats, a flag for each frame, the number of frames at the end."""
     if x.ndim == 1 and x.dtype.kind == 'f' and (x == np.round(x)).all() and (abs(x) <= n).all():
         x = x.astype(np.int64)
-    if x.dtype == bool and x.shape == (n,):
+    is_flags = x.dtype == bool or x.dtype.kind in 'iu' and n > 2 and ((x == 0) | (x == 1)).all()
+    if is_flags and x.shape == (n,):
         x = np.flatnonzero(x)
     if x.ndim == 1 and x.dtype.kind in 'iu' and len(x) > 1 and x[-1] == n:
         return x[:-1], [f'the last of episode_starts, {n:,}, is the number of frames: left out']

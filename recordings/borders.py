@@ -27,9 +27,12 @@ def cut_out(picture, crop, first_shape, path):
 
 
 def span(share):
-    """From where to where there are rows in which enough pixels change (their shares (n,))."""
+    """From where to where there are rows in which enough pixels change (their shares (n,)): the
+    longest run, with holes of a twentieth of all at most."""
     full = np.flatnonzero(share > FULL * share.max())
-    return full[0], full[-1] + 1
+    runs = np.split(full, np.flatnonzero(np.diff(full) > max(1, len(share) // 20)) + 1)
+    longest = max(runs, key=len)
+    return longest[0], longest[-1] + 1
 
 
 class Borders:

@@ -12,7 +12,8 @@ MAX_RATE = 1000  # pictures a second
 def packet_times(container, stream):
     """The timestamps of all pictures in the order in which they are stored, in ticks; one that has
     none has that before it. And the share that has one. Nothing is decoded."""
-    found = [packet.pts for packet in container.demux(stream) if packet.size] or [None]
+    found = [packet.pts for packet in container.demux(stream)
+             if packet.size and not packet.is_discard] or [None]
     has_one = np.array([pts is not None for pts in found], bool)
     ticks, before = np.zeros(len(found), np.int64), 0
     for i, pts in enumerate(found):
@@ -24,6 +25,9 @@ def usual_step(differences):
     """Seconds between two pictures: of those near the median the mean, for a clock may round."""
     d = differences[differences > 0]
     middle = np.median(d)
+    short = d[d < GAP_SECONDS / 2]
+    if len(short) > 1 and middle < short.mean() / 10:  # pairs: a muxer moved the second by a tick
+        return short.mean()
     return d[(d > middle / 2) & (d < middle * 1.5)].mean()
 
 
@@ -47,6 +51,7 @@ class Clock:
             says = [stream.average_rate, stream.guessed_rate, stream.base_rate]
         self.tick = tick = float(stream.time_base or 0) if stream else 0.0
         self.at = -1  # number of the picture that is shown
+        self.lost, self.late = 0, 0.0  # pictures that could not be decoded, seconds they would take
         if source_fps or share < 0.5 or not tick or len(np.unique(ticks)) < 2:
             self.ticks, self.stretch = None, np.zeros(n, np.int64)
             self.rate = float(source_fps or next(filter(None, says), 25))
@@ -54,11 +59,12 @@ class Clock:
             self.seconds = np.arange(n) * self.step
             return
         as_shown = (np.diff(ticks) > 0).all() and stream.codec_context.has_b_frames
-        parts = list(films(ticks, MAX_REORDER * usual_step(np.diff(np.unique(ticks)))))
+        usual = usual_step(np.diff(np.unique(ticks)) * tick)
+        parts = list(films(ticks, MAX_REORDER * usual / tick))
         ticks = np.concatenate(parts)
         self.ticks = None if as_shown else ticks
         # each timestamp: where it first occurs, how often, and the seconds to the next one
-        new = np.concatenate([np.append(True, np.diff(part) > 0) for part in parts])
+        new = np.concatenate([np.append(True, np.diff(part) * tick > usual / 10) for part in parts])
         first = np.flatnonzero(new)
         counts, lasts = np.diff(np.append(first, n)), np.diff(ticks[first]) * tick
         self.step = usual_step(lasts / counts[:-1])
@@ -73,17 +79,20 @@ class Clock:
 
     def next(self, pts):
         """The next picture was decoded, pts is its timestamp: (seconds, number of its stretch).
-        What could not be decoded before it is passed over."""
+        What could not be decoded before it is passed over and takes no time."""
         self.at += 1
         ahead = ()
         if self.ticks is not None and pts is not None:
             ahead = self.ticks[self.at:self.at + 1000]
         if len(ahead) and ahead[0] != pts:
             found = np.flatnonzero(ahead == pts)
-            self.at += found[0] if len(found) else 0
+            lost = found[0] if len(found) else 0
+            self.lost += lost
+            self.late += self.seconds[self.at + lost] - self.seconds[self.at]
+            self.at += lost
         beyond = max(0, self.at - len(self.seconds) + 1)  # more pictures than packets
         i = self.at - beyond
-        return self.seconds[i] + beyond * self.step, self.stretch[i]
+        return self.seconds[i] + beyond * self.step - self.late, self.stretch[i]
 
 
 def films(ticks, farthest):

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from recordings.borders import Borders
-from recordings.clock import MAX_RATE, Clock, packet_times
+from recordings.clock import GAP_SECONDS, MAX_RATE, Clock, packet_times
 from recordings.h5file import check_frames, is_dataset, open_h5, plain_dataset, read, read_optional
 from recordings.refusal import one_line, refuse
 
@@ -29,7 +29,10 @@ IMPOSTORS = (
     (b'\0\x05\x16\x07', 'what a Mac stores beside a file of this name without "._"',
      'name the file itself'),
     (b'<!doctype html', 'a page of HTML', 'download the video itself, not the page about it'),
-    (b'<html', 'a page of HTML', 'download the video itself, not the page about it'))
+    (b'<html', 'a page of HTML', 'download the video itself, not the page about it'),
+    (b'<?xml', 'XML', 'download the video itself, not what is written about it'),
+    (b'#extm3u', 'a list of other files', 'name the files themselves'),
+    (b'ffconcat', 'a list of other files', 'name the files themselves'))
 
 # -----------------------------------------------------------------------------
 # open
@@ -53,6 +56,11 @@ def expect_video(path):
                "Image.open('IN.webp').save('OUT.gif', save_all=True)\"")
 
 
+def is_mp4(path):
+    with open(path, 'rb') as f:
+        return f.read(8)[4:] in (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide')
+
+
 def open_container(path):
     """An open av container that has a video stream. Raises DataError."""
     import av
@@ -71,6 +79,8 @@ def open_container(path):
             said = [message.strip() for _, _, message in log if message.strip()]
             why = one_line('; '.join(dict.fromkeys(said)) or e)
             cure = 'check the path, or ffmpeg -i IN OUT.mp4'
+            if 'moov atom' in why and not is_mp4(path):
+                why, cure = 'its head is of no kind of video', 'look at what was downloaded'
             if 'moov atom' in why:
                 cure = ('its index, which is written last, is missing: copy it again, let the '
                         'recorder end, or mend it with untrunc')
@@ -85,27 +95,28 @@ def open_container(path):
 
 def pictures_of(path):
     """Of what has no timestamps, a folder of pictures, their names with %d or %04d for the number,
-    or a dataset: how many, how many a second or None, and a function that yields them as av frames.
-    None of anything else. Raises DataError."""
+    or a dataset: how many, how many a second or None, a function that yields them as av frames, and
+    where episodes start. None of anything else. Raises DataError."""
     if is_dataset(path):
-        with open_dataset(path) as (d, rate):
-            return len(d), rate, functools.partial(of_dataset, path)
+        with open_dataset(path) as (d, rate, starts):
+            return len(d), rate, functools.partial(of_dataset, path), starts
     files = picture_files(path)
-    return files and (len(files), None, functools.partial(of_files, files))
+    return files and (len(files), None, functools.partial(of_files, files), [])
 
 
 @contextlib.contextmanager
 def open_dataset(path):
-    """The frames of a dataset and their rate or None."""
+    """The frames of a dataset, their rate or None, and where its episodes start."""
     with open_h5(path) as f:
         d = plain_dataset(f, 'frames', path)
         check_frames(d, path, None)
-        yield d, read_optional(f, len(d), path)['fps']
+        optional = read_optional(f, len(d), path)
+        yield d, optional['fps'], optional['episode_starts']
 
 
 def of_dataset(path):
     import av
-    with open_dataset(path) as (d, _):
+    with open_dataset(path) as (d, *_):
         rows = max(1, 2 ** 24 // (d.nbytes // len(d)))  # blocks of at most 16 MB
         for a in range(0, len(d), rows):
             for picture in read(d, a, a + rows, path):
@@ -136,6 +147,13 @@ def picture_files(path):
     if len(found) < 2:
         refuse(path, f'{len(found)} pictures', f'at least 2, {", ".join(PICTURES)}',
                'check the path')
+    sequences = Counter(re.sub('[0-9]+', '%d', n) for n in found)
+    if name == '*' and len(sequences) > 1:
+        of_one = [s for s in sequences if '%d' in s]  # others are covers, contact sheets
+        if len(of_one) > 1:
+            refuse(path, f'{len(of_one)} sequences of pictures', 'one',
+                   f'name it: {" or ".join(os.path.join(path, s) for s in of_one[:2])}')
+        found = [n for n in found if re.sub('[0-9]+', '%d', n) in of_one or not of_one]
     digits = {n: [int(x) for x in re.findall('[0-9]+', n)] for n in found}
     return [os.path.join(folder, n) for n in sorted(found, key=lambda n: (digits[n], n))]
 
@@ -175,10 +193,12 @@ class Film:
     def __init__(self, path, source_fps=None, stream=None):
         self.path, self.counts, self.begins = path, Counter(), []
         self.declared, self.others, self.error, self.shape = 0, [], '', None
+        self.missing, self.hides_alpha, self.starts = 0, False, set()
         self.stream, self.size = stream, size_of(path)
         self.pictures = pictures_of(path)
         if self.pictures:
-            n, rate, _ = self.pictures
+            n, rate, _, starts = self.pictures
+            self.starts = set(starts)
             if not (source_fps or rate):
                 refuse(path, f'{n} pictures, which have no rate', '--source_fps',
                        'say how many there are a second: --source_fps=15')
@@ -190,6 +210,11 @@ class Film:
                 self.others = [f'{i} ({s.width}x{s.height})'
                                for i, s in enumerate(container.streams.video) if s != chosen]
                 self.declared = chosen.frames
+                self.hides_alpha = chosen.metadata.get('alpha_mode') == '1'
+                if self.clock.ticks is not None and container.duration:
+                    film_lasts = np.ptp(self.clock.ticks) * self.clock.tick
+                    self.missing = container.duration / 1e6 - max(film_lasts * 1.2,
+                                                                  self.clock.step)
         self.n_pictures = len(self.clock.seconds)
         self.borders = Borders(self.n_pictures)
         if self.clock.rate > MAX_RATE:
@@ -228,6 +253,12 @@ class Film:
                 if packet is None:
                     return
 
+    def ticks_of(self, frame):
+        """Its timestamp as the container counts. A filter may have made the ticks shorter."""
+        if frame.pts is None or not frame.time_base or not self.clock.tick:
+            return frame.pts
+        return round(frame.pts * float(frame.time_base) / self.clock.tick)
+
     def frames(self):
         """Yields (seconds since the first one, (av frame, this film)) as the clock times them, and
         at last (end, None); `begins` gets the numbers of those with which a stretch begins."""
@@ -237,9 +268,11 @@ class Film:
                 broken = True
             if frame is None:
                 continue
-            seconds, stretch = self.clock.next(frame.pts)
+            seconds, stretch = self.clock.next(self.ticks_of(frame))
+            broken |= self.clock.lost > self.counts['lost']
+            self.counts['lost'] = self.clock.lost
             self.counts['gaps'] += last is not None and stretch != last
-            if stretch != last or broken:
+            if stretch != last or broken or self.counts['source'] in self.starts:
                 self.begins.append(self.counts['source'])
             last, duration = stretch, float(frame.duration * (frame.time_base or 0))
             broken = frame.is_corrupt
@@ -308,7 +341,12 @@ def deinterlaced(frames, counts):
 def display_matrix(frame):
     """How the frame is to be turned, (a, b, c, d) of -1, 0 and 1: a pixel at (x, y) is shown at
     (a x + c y, b x + d y). Other angles than quarters of a turn, which nobody records, are 0."""
-    for side in frame.side_data:
+    try:
+        sides = list(frame.side_data)
+    except ValueError:  # of a kind that PyAV does not know, such as a camera's EXIF
+        a, b = np.round((np.cos(np.radians(frame.rotation)), -np.sin(np.radians(frame.rotation))))
+        return int(a), int(b), int(-b), int(a)
+    for side in sides:
         if side.type.name == 'DISPLAYMATRIX':
             a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5] / 65536
             if abs(a * d - b * c) == 1 and {abs(a), abs(b)} == {0, 1}:
@@ -358,15 +396,21 @@ def counted(n, what):
 
 def noticed(film):
     """What was found in a film beside pictures, and what was done about it: sentences."""
-    n, counts = film.counts['source'], film.counts
+    counts = film.counts
     of = {key: counted(counts[key], 'picture') for key in counts}
     grew, borders = size_of(film.path) != film.size, film.borders.sentence()
     checks = (
         (film.others, lambda: 'other video streams: ' + ', '.join(film.others)
          + '; --stream=N takes one'),
         (counts['turned'], lambda: f'{of["turned"]} turned, as marked'),
-        (film.declared > n, lambda: f'{n:,} pictures of {film.declared:,} that the file declares: '
-         'half a download?'),
+        (film.declared > film.n_pictures, lambda: f'{film.n_pictures:,} pictures of '
+         f'{film.declared:,} that the file declares: half a download?'),
+        (film.missing > GAP_SECONDS, lambda: f'{film.missing:.0f} seconds that the file declares '
+         'are missing at its end: half a download?'),
+        (counts['lost'], lambda: f'{of["lost"]} that cannot be decoded: an episode begins after '
+         'them'),
+        (film.hides_alpha, lambda: 'its transparency (VP8, VP9) is not read: what lies under it is '
+         'shown'),
         (grew, lambda: 'the file grew while it was read: its recorder runs on, and what came later '
          'is missing'),
         (counts['undecodable'], lambda: f'{counted(counts["undecodable"], "place")} that cannot be '

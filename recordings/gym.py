@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import replacing
+from files import printable, replacing
 from recordings.h5file import check_written, create_h5
-from recordings.refusal import one_line, printable, refuse
+from recordings.refusal import one_line, refuse
 from recordings.video import resize_by_area
 
 INSTALL = 'pip install -r requirements-games.txt'

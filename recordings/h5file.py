@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import DiskError, free_space, replacing, user_cache
+from files import DiskError, free_space, printable, replacing, user_cache
 from recordings.arrays import (OTHER_NAMES, check_actions, check_count, check_names, find_starts,
                                name_combinations, noticed_numbers, number_names, to_text)
-from recordings.refusal import DataError, one_line, printable, refuse
+from recordings.refusal import DataError, one_line, refuse
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -286,6 +286,8 @@ def read_optional(f, n, path):
     names = name_combinations(names, table)
     if names is not None and actions is not None:
         check_names(names, actions, path)
+    if getattr(fps, 'size', 0) == 1:  # an array of one
+        fps = fps.item()
     if fps is not None:
         if not isinstance(fps, (int, float, np.number)) or not 0 < fps < 1e4:
             refuse(path, f'fps = {fps}', 'a positive number, below 10,000',

@@ -16,11 +16,12 @@ from collections import Counter
 
 import numpy as np
 
+from files import printable
 from recordings.arrays import (MAX_ACTIONS, OTHER_NAMES, check_actions, check_count, check_names,
                                check_starts, find_starts, name_combinations, noticed_numbers,
                                noticed_rare, number_names, starts_from_episodes, to_text)
 from recordings.h5file import is_dataset, open_h5, plain_dataset, read_optional
-from recordings.refusal import DataError, one_line, printable, refuse
+from recordings.refusal import DataError, one_line, refuse
 
 ENDINGS = '.npz', '.npy', '.csv', '.tsv', '.jsonl'
 EXPECTED = f'an action for each frame of the video, in a file of {", ".join(ENDINGS)}'
@@ -336,6 +337,9 @@ def check_frame_numbers(name, x, words, first_line, path):
     if words:  # of pictures, say
         return []
     steps = np.diff(x)
+    if len(x) and x[0] not in (0, 1):
+        refuse(path, f'"{printable(name)}" {x[0]} in the first line', 'a line for each frame from '
+               'the first on', 'cut the film there, or add lines for what comes before')
     again = (steps != 1) & (x[1:] == x[0])
     wrong = (steps != 1) & ~again
     if wrong.any():
@@ -380,7 +384,7 @@ def read_table(path, delimiter):
     has_names = is_header or not any(map(is_number, first))
     names = first if has_names else [f'column {i + 1}' for i in range(len(first))]
     if len(set(names)) < len(names):
-        refuse(path, f'two columns of one name: {", ".join(map(printable, names))}',
+        refuse(path, f'two columns of one name: {", ".join(map(printable, names[:12]))}',
                'a name for each column', 'name them, or leave one out')
     columns = {name: ({}, array('i')) for name in names}
     if not has_names:
@@ -600,6 +604,9 @@ def labels_of(labels, videos):
         which = f'{printable(os.path.basename(path))}: ' if len(paths) > 1 else ''
         sentences += [which + sentence for sentence in about]
     first = found[0]
+    if not labels and any('episode_starts' in said for said in found):
+        for said in found:
+            said.setdefault('episode_starts', np.zeros(1, np.int64))
     for path, said in zip(paths, found):
         if set(said) != set(first) or said['actions'].shape[1:] != first['actions'].shape[1:]:
             refuse(path, f'{", ".join(said)}', f'{", ".join(first)}, as in {paths[0]}',
@@ -657,7 +664,8 @@ def actions_while_shown(given, indices, starts, longest, no_op=None):
     actions = given['actions']
     goes_on = ~np.isin(np.arange(len(indices)) + 1, np.append(starts, len(indices)))
     ends = np.append(indices[1:], len(actions))
-    ends = np.where(goes_on, ends, np.clip(ends, indices + 1, indices + longest))
+    ends = np.where(goes_on, ends, np.minimum(ends, indices + longest))
+    ends = np.maximum(ends, indices + 1)  # one that is shown twice
     n_several = (ends - indices > 1).sum()
     sentence = f'{n_several:,} frames stand for several of the video: each has '
     if actions.ndim == 2:

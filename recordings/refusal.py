@@ -1,4 +1,5 @@
 """How what is wrong with the data is said."""
+from files import printable
 
 
 class DataError(Exception):
@@ -6,13 +7,10 @@ class DataError(Exception):
     exit_code = 3
 
 
-def printable(text):
-    """A name from a file, or of one, as a terminal may show it."""
-    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in str(text))
-
-
 def refuse(path, found, expected, cure):
-    raise DataError(f'{printable(path)}: found {found}\n  expected {expected}\n  cure: {cure}')
+    """Raises DataError. What is said may hold names from files: nothing of it moves a cursor."""
+    path, found, expected, cure = map(printable, (path, found, expected, cure))
+    raise DataError(f'{path}: found {found}\n  expected {expected}\n  cure: {cure}')
 
 
 def one_line(error):

@@ -6,19 +6,20 @@ the cuts.
 import functools
 import math
 import os
+from array import array
 from collections import Counter
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from files import replacing
+from files import printable, replacing
 from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
 from recordings.h5file import check_written, create_h5
 from recordings.labels import actions_while_shown, check_counts, labels_of
-from recordings.refusal import printable, refuse
+from recordings.refusal import refuse
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
 STILL_LEVELS = 5, 10  # of 255: changes of 4x4 pixels that may be noise: in clean films, at most
@@ -77,7 +78,8 @@ def resize_all(frames, width, height, pad, crop=None):
     """(index, (av frame, its film)), ... -> (index, picture (height,width,3) uint8), ..."""
     for index, (frame, film) in frames:
         matrix = display_matrix(frame)
-        aspect = frame.opaque if matrix[0] else 1 / frame.opaque
+        aspect = frame.opaque or 1.0  # FFmpeg leaves none with some pictures
+        aspect = aspect if matrix[0] else 1 / aspect
         picture = rgb(frame, matrix, film.counts)
         film.shape = film.shape or picture.shape[:2]
         if crop:
@@ -193,16 +195,17 @@ def changes(frames):
 def write_frames(d, frames):
     """Appends (index, picture, after), ... to the growing h5 dataset d, a chunk at a time. Returns
     arrays, one entry a frame: its index, what it comes after, its change, its shift."""
-    found, block = [], []
+    found, block = (array('q'), [], array('d'), array('d')), []  # a two-hour film fits in memory
     for index, picture, *rest in changes(frames):
-        found.append((index, *rest))
+        for column, x in zip(found, (index, *rest)):
+            column.append(x)
         block.append(picture)
         if len(block) == d.chunks[0]:
             append(d, block)
             block = []
     if block:
         append(d, block)
-    return map(np.array, zip(*found)) if found else [np.zeros(0)] * 4
+    return map(np.array, found)
 
 
 def cuts_in(frames):
@@ -249,6 +252,7 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
         check_counts(label_files, [film.n_pictures for film in films])  # before an hour's work
     fps = fps or films[0].clock.rate
     tally, trusted = Counter(), 'episode_starts' in given
+    trusted |= all(len(film.starts) > 1 for film in films)  # datasets
     frames = resample(one_after_the_other(films), fps,
                       slack=min(max(film.clock.tick for film in films) + 1e-6, 0.25 / fps))
     total = round(sum(len(film.clock.seconds) * film.clock.step for film in films) * fps)
@@ -271,7 +275,8 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
             cuts = find_cuts(change, shift, after == 'still') | (after == 'blank')
             if trusted:
-                begins, cuts = np.union1d(given['episode_starts'], before), cuts & False
+                begins, cuts = given.get('episode_starts', begins), cuts & False
+                begins = np.union1d(begins, before)
             starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
             f['episode_starts'] = starts = starts[starts < len(indices)]
             if given:

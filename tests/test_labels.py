@@ -395,6 +395,8 @@ def test_a_tap_between_two_frames_is_not_lost(tmp_path):
     np.savez(tmp_path / 'l.npz', actions=np.arange(60.)[:, None], episode_starts=[0])
     import_video(video, h5, 16, 16, fps=15, labels=str(tmp_path / 'l.npz'))
     assert data.load(h5).actions[:, 0].tolist() == [4 * k + 1.5 for k in range(15)], 'the mean'
+    import_video(video, h5, 16, 16, fps=90, labels=str(tmp_path / 'l.npz'))
+    assert data.load(h5).actions[:3, 0].tolist() == [0, 0, 1], 'one that is shown twice'
 
 
 def test_of_actions_that_change_between_two_frames_it_is_the_last():

@@ -72,6 +72,7 @@ def test_time_is_measured_and_not_believed(tmp_path):
     stored = {
         'a browser, whose nominal rate is its clock': (i * 100 // 3, 1000, [0]),
         'timestamps twice each': (i // 2 * 2 * 100 // 3, 30, [0]),
+        'pairs, the second moved by a tick': (i // 2 * 200 // 3 + i % 2, 30, [0]),
         'nothing for 5 s': (i * 100 // 3 + (i >= 10) * 5_000, 30, [0, 10]),
         'nothing for 11 s': (i * 100 // 3 + (i >= 10) * 11_000, 30, [0, 10]),
     }
@@ -112,7 +113,8 @@ def test_b_pictures_in_a_container_that_knows_only_how_they_are_stored():
     clock = Clock(stored, 1, stream(30, says=30, b_frames=2))
     assert shown_at(clock, range(9)) == [round(k / 30, 3) for k in range(9)]
     clock = Clock(stored, 1, stream(30, says=30, b_frames=2))  # some cannot be decoded
-    assert shown_at(clock, [2, 3, 7, 8, 9]) == [round(k / 30, 3) for k in (2, 3, 7, 8, 9)]
+    assert shown_at(clock, [2, 3, 7, 8]) == [round(k / 30, 3) for k in range(4)]
+    assert clock.lost == 2 + 3, 'and they take no time'
 
 
 def test_rates_are_named_as_nearly_as_the_clock_allows():
@@ -128,12 +130,35 @@ def test_the_last_picture_lasts_no_longer_than_a_gap():
     """A recorder that forgot to stop: it stands for nine hours."""
     frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001, is_corrupt=False,
                               interlaced_frame=False) for k in range(9)]
-    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[])
+    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[], starts=set())
+    film.ticks_of = lambda frame: frame.pts
     for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
         frames[-1].duration = duration
         film.clock = Clock(np.arange(9) * 100, 1, stream())
         *_, last = Film.frames(film)
         assert last[0] == pytest.approx(end) and last[1] is None
+
+
+def test_a_camera_says_how_it_was_held(tmp_path):
+    for k, picture in enumerate(CORNERS):
+        exif = Image.Exif()
+        exif[0x112] = 6  # to be turned by 90 degrees
+        Image.fromarray(picture).save(tmp_path / f'{k}.png')
+        Image.fromarray(picture).save(tmp_path / f'{k}.jpg', quality=98, subsampling=0, exif=exif)
+    upright = np.rot90(CORNERS[0], -1)
+    import_video(str(tmp_path / '%d.jpg'), str(tmp_path / 'a.h5'), 32, 16, source_fps=10)
+    assert np.abs(data.load(tmp_path / 'a.h5').frames[0].astype(int) - upright).mean() < 8
+
+
+def test_a_folder_is_of_one_sequence(tmp_path):
+    for k, picture in enumerate(numbered(12)):
+        pictures.save_png(tmp_path / f'shot_{k}.png', picture)
+    pictures.save_png(tmp_path / 'cover.png', numbered(1)[0] + 9)
+    import_video(str(tmp_path), str(tmp_path / 'a.h5'), 16, 16, source_fps=10)
+    assert shown(tmp_path / 'a.h5') == list(range(12))
+    pictures.save_png(tmp_path / 'other_1.png', numbered(1)[0])
+    with pytest.raises(data.DataError, match='2 sequences of pictures.*\n.*\n.*shot_%d.png'):
+        import_video(str(tmp_path), str(tmp_path / 'a.h5'), 16, 16, source_fps=10)
 
 
 def test_pictures_are_a_source_of_a_stated_rate(tmp_path):
@@ -269,7 +294,11 @@ def test_half_a_download_is_what_it_holds_and_said(tmp_path):
     half.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
     tally, noticed = import_video(str(half), str(tmp_path / 'a.h5'))
     assert 2 < tally['source'] < 80
-    assert f'{tally["source"]} pictures of 90 that the file declares' in noticed[0]
+    assert 'pictures of 90 that the file declares' in noticed[0]
+    mkv = Path(encode(tmp_path / 'a.mkv', scene(1, 90), 15))
+    mkv.write_bytes(mkv.read_bytes()[:mkv.stat().st_size // 2])
+    _, noticed = import_video(str(mkv), str(tmp_path / 'a.h5'))
+    assert 'seconds that the file declares are missing' in noticed[0]
     late = tmp_path / 'noindex.mp4'
     late.write_bytes(Path(encode(tmp_path / 'b.mp4', scene(1, 90), 15)).read_bytes()[:-3000])
     with pytest.raises(data.DataError, match='moov atom not found.*\n.*\n.*index'):
@@ -299,10 +328,48 @@ def test_interlaced_pictures_are_deinterlaced(tmp_path):
     assert combed(got) < combed(frames) / 3
 
 
+def test_interlaced_pictures_keep_their_times(tmp_path):
+    """The filter counts time in halves of what the container does."""
+    def interlace(stream):
+        stream.options = {'qp': '4', 'preset': 'ultrafast', 'x264-params': 'tff=1'}
+
+    path = film(tmp_path / 'a.mp4', scene(1, 40, 64, 64), 'yuv420p', prepare=interlace)
+    tally, _ = import_video(path, str(tmp_path / 'a.h5'), 64, 64)
+    assert tally['interlaced'] == len(data.load(tmp_path / 'a.h5').frames) == 40
+
+
+def test_pictures_that_are_lost_leave_no_frozen_one(tmp_path):
+    """Neither in the middle, where another episode begins, nor before the first key picture."""
+    h5, gops = str(tmp_path / 'a.h5'), tmp_path / 'gops.mp4'
+    with av.open(str(gops), 'w') as out:
+        stream = out.add_stream('libx264rgb', rate=15)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 16, 16, 'rgb24', 20
+        stream.options = {'crf': '0', 'preset': 'ultrafast', 'sc_threshold': '0'}
+        for x in numbered(60):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
+        out.mux(stream.encode())
+    with av.open(str(gops)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    whole = gops.read_bytes()
+    for lost, kept in ((range(25, 40), [*range(25), *range(40, 60)]),
+                       (range(0, 20), range(20, 60))):
+        broken = bytearray(whole)
+        for k in lost:
+            a, n = places[k]
+            broken[a:a + n] = b'\xff' * n
+        (tmp_path / 'b.mp4').write_bytes(broken)
+        _, noticed = import_video(str(tmp_path / 'b.mp4'), h5, 16, 16)
+        assert shown(h5) == [k % 30 for k in kept], 'each once'
+        assert starts(h5)[:2] == ([0, 25] if lost[0] else [0, 10]), '10 is a cut'
+        assert any(f'{len(lost)} pictures that cannot be decoded' in x for x in noticed), noticed
+
+
 @pytest.mark.parametrize('name, content, words', [
     ('a.mp4', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
     ('a.mp4', b'\n<!DOCTYPE html><html><title>Video</title>', 'not the page about it'),
     ('._a.mp4', b'\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X', 'without "._"'),
+    ('a.mp4', b'hello', 'no kind of video'),
+    ('a.mp4', b'ffconcat version 1.0\nfile b.mp4\n', 'a list of other files'),
     ('a.mp4', b'', 'empty file')])
 def test_what_has_the_name_of_a_video_and_is_none(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
@@ -630,6 +697,9 @@ def test_a_dataset_keeps_its_actions_when_it_is_made_smaller(tmp_path):
     ds = data.load(h5)
     assert ds.actions.tolist() == (np.arange(60) % 4).tolist() and ds.action_names[3] == 'jump'
     assert ds.fps == 10 and ds.frames.shape == (60, 16, 16, 3)
+    marked = write(tmp_path / 'd.h5', scene(1, 60), episode_starts=np.array([0, 7, 30]))
+    import_video(marked, h5, 16, 16, source_fps=10)
+    assert starts(h5) == [0, 7, 30], 'it knows its episodes'
     with pytest.raises(data.DataError, match='actions, which other sources lack'):
         import_video([str(tmp_path / 'a.h5'), write(tmp_path / 'c.h5', scene(1, 60))], h5, 16, 16)
 
