@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import re
+from array import array
 from collections import Counter
 from fractions import Fraction
 
@@ -186,12 +187,13 @@ class Film:
     frames(): what is shown, one after the other, and when. begins: the numbers of the frames with
     which a stretch begins. counts: of frames in all (source), and of those that are turned, ...
 
-    n_pictures: how many there should be. path: a file, an address, a folder of pictures, their
-    names with %d or %04d for the number, or a dataset. Raises DataError.
+    n_pictures: how many there should be; numbers: which of them were decoded. path: a file, an
+    address, a folder of pictures, their names with %d or %04d for the number, or a dataset. Raises
+    DataError.
     """
 
     def __init__(self, path, source_fps=None, stream=None):
-        self.path, self.counts, self.begins = path, Counter(), []
+        self.path, self.counts, self.begins, self.numbers = path, Counter(), [], array('q')
         self.declared, self.others, self.error, self.shape = 0, [], '', None
         self.missing, self.hides_alpha, self.starts = 0, False, set()
         self.stream, self.size = stream, size_of(path)
@@ -271,6 +273,7 @@ class Film:
             seconds, stretch = self.clock.next(self.ticks_of(frame))
             broken |= self.clock.lost > self.counts['lost']
             self.counts['lost'] = self.clock.lost
+            self.numbers.append(self.clock.at)
             self.counts['gaps'] += last is not None and stretch != last
             if stretch != last or broken or self.counts['source'] in self.starts:
                 self.begins.append(self.counts['source'])

@@ -631,6 +631,18 @@ def labels_of(labels, videos):
     return given, list(zip(paths, counts)), sentences + about
 
 
+def of_decoded(given, numbers, counts, files):
+    """The labels of all pictures of films -> those of the pictures that were decoded, with these
+    numbers, increasing (N,). counts: pictures of each film; files: as labels_of returns them.
+    Raises DataError where there are more or fewer labels."""
+    check_counts(files, counts)
+    given = dict(given, actions=given['actions'][numbers])
+    if 'episode_starts' in given:
+        starts = np.unique(np.searchsorted(numbers, given['episode_starts']))
+        given['episode_starts'] = starts[starts < len(numbers)]
+    return given
+
+
 def check_counts(files, counts):
     """Raises DataError unless the files have an action for every source frame of the films.
     files: as labels_of returns them; counts: source frames of each film."""

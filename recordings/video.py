@@ -18,7 +18,7 @@ from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
 from recordings.h5file import check_written, create_h5
-from recordings.labels import actions_while_shown, check_counts, labels_of
+from recordings.labels import actions_while_shown, check_counts, labels_of, of_decoded
 from recordings.refusal import refuse
 
 STILL_SECONDS = 2  # longer than this without change is a pause screen or a menu, not play
@@ -214,6 +214,15 @@ def cuts_in(frames):
     return np.flatnonzero(find_cuts(*np.array(found).T))
 
 
+def numbers_in_all(films):
+    """Which pictures of the films in a row were decoded (N,), and how many each has with those that
+    were not, where their times tell."""
+    counts = np.array([film.counts['source'] if film.clock.ticks is None
+                       else max(film.n_pictures, film.counts['source']) for film in films])
+    numbers = [np.array(film.numbers) + n for film, n in zip(films, counts.cumsum() - counts)]
+    return np.concatenate(numbers), counts
+
+
 def all_noticed(films, tally, n_kept, about_labels):
     """What the user is told of an import, sentences, as many as fit on a screen. tally gets what
     the films counted."""
@@ -272,6 +281,8 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
                        'at least 2', KEEP_STILL if tally else 'look at what was recorded')
             counts = np.array([film.counts['source'] for film in films])
             before = counts.cumsum() - counts  # source frames of the films before each
+            if given:
+                given = of_decoded(given, *numbers_in_all(films), label_files)
             begins = np.concatenate([np.array(film.begins) + n for film, n in zip(films, before)])
             cuts = find_cuts(change, shift, after == 'still') | (after == 'blank')
             if trusted:
@@ -280,7 +291,6 @@ def import_video(videos, path, width=128, height=128, fps=None, labels=None, pad
             starts = np.union1d(np.searchsorted(indices, begins), np.flatnonzero(cuts))
             f['episode_starts'] = starts = starts[starts < len(indices)]
             if given:
-                check_counts(label_files, counts)
                 longest = math.ceil(max(film.clock.rate for film in films) / fps - 1e-6)
                 f['actions'], about = actions_while_shown(given, indices, starts, longest, no_op)
                 about_labels += about

@@ -130,7 +130,8 @@ def test_the_last_picture_lasts_no_longer_than_a_gap():
     """A recorder that forgot to stop: it stands for nine hours."""
     frames = [SimpleNamespace(pts=k * 100, duration=100, time_base=0.001, is_corrupt=False,
                               interlaced_frame=False) for k in range(9)]
-    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[], starts=set())
+    film = SimpleNamespace(decoded=lambda: frames, counts=Counter(), begins=[], starts=set(),
+                           numbers=[])
     film.ticks_of = lambda frame: frame.pts
     for duration, end in ((9 * 3_600_000, 0.9), (300, 1.1), (1, 0.9)):
         frames[-1].duration = duration
@@ -358,8 +359,10 @@ def test_pictures_that_are_lost_leave_no_frozen_one(tmp_path):
             a, n = places[k]
             broken[a:a + n] = b'\xff' * n
         (tmp_path / 'b.mp4').write_bytes(broken)
-        _, noticed = import_video(str(tmp_path / 'b.mp4'), h5, 16, 16)
+        np.savez(tmp_path / 'b.npz', actions=np.arange(60))
+        _, noticed = import_video(str(tmp_path / 'b.mp4'), h5, 16, 16, labels='beside')
         assert shown(h5) == [k % 30 for k in kept], 'each once'
+        assert data.load(h5).actions.tolist() == [*kept], 'and its own label'
         assert starts(h5)[:2] == ([0, 25] if lost[0] else [0, 10]), '10 is a cut'
         assert any(f'{len(lost)} pictures that cannot be decoded' in x for x in noticed), noticed
 
