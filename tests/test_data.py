@@ -214,6 +214,22 @@ def test_command_says_it_and_exits_3(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_read_is_not_written_over(tmp_path):
+    path = tmp_path / 'a.h5'
+    write(path, noise())
+    before = path.read_bytes()
+    (tmp_path / 'b.h5').symlink_to(path)
+    for out in ('a.h5', 'b.h5'):
+        r = run('data.py', 'video', path, tmp_path / out, '--source_fps=10', '--size=8')
+        assert r.returncode == 3 and 'among those to read' in r.stderr, r.stderr
+    assert path.read_bytes() == before
+    (tmp_path / 'folder.h5').mkdir()
+    for out in ('folder.h5', os.fsdecode(b'\x83\x65.h5')):
+        r = run('data.py', 'video', path, tmp_path / out)
+        assert r.returncode == 2 and 'a folder, or a name that is not UTF-8' in r.stderr, r.stderr
+
+
+@pytest.mark.slow
 def test_game_command_and_card(tmp_path):
     r = run('data.py', 'game', tmp_path / 'tiny.h5', '--n_frames=600', '--seed=3')
     assert r.returncode == 0, r.stderr

@@ -45,12 +45,24 @@ def test_a_share_that_knows_no_fsync_is_written_to(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_left_goes_an_hour_later(tmp_path):
     path, leftover, fresh = (tmp_path / name for name in ('[a]', '[a].tmp1', '[a].tmp2'))
+    of_user = tmp_path / '[a].tmp_backup'
+    of_user.write_text('mine')
+    os.utime(of_user, (0, 0))
     leftover.write_text('half')
     fresh.write_text('half')  # perhaps another process writes it now
     os.utime(leftover, (0, 0))
     with files.replacing(path) as tmp:
         Path(tmp).write_text('whole')
     assert path.read_text() == 'whole' and fresh.exists() and not leftover.exists()
+    assert of_user.exists()
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / 'a').write_text('old')
+    (tmp_path / 'b').symlink_to('a')
+    with files.replacing(tmp_path / 'b') as tmp:
+        Path(tmp).write_text('new')
+    assert (tmp_path / 'b').is_symlink() and (tmp_path / 'a').read_text() == 'new'
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
