@@ -1,5 +1,5 @@
 # make         a fresh machine -> .venv, the built-in game, three stages, pictures and an eval card
-# make test    a fresh machine -> .venv, the whole test suite (about 17 minutes on two cores)
+# make test    a fresh machine -> .venv, the whole test suite (about 13 minutes on two cores)
 # make check   the tests that start no process (under a minute), for edit and rerun
 # make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json

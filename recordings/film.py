@@ -213,10 +213,9 @@ class Film:
                                for i, s in enumerate(container.streams.video) if s != chosen]
                 self.declared = chosen.frames
                 self.hides_alpha = chosen.metadata.get('alpha_mode') == '1'
-                if self.clock.ticks is not None and container.duration:
-                    film_lasts = np.ptp(self.clock.ticks) * self.clock.tick
-                    self.missing = container.duration / 1e6 - max(film_lasts * 1.2,
-                                                                  self.clock.step)
+                if not self.declared and self.clock.ticks is not None and container.duration:
+                    lasts = np.ptp(self.clock.ticks) * self.clock.tick  # sound may last longer
+                    self.missing = container.duration / 1e6 - 1.2 * lasts
         self.n_pictures = len(self.clock.seconds)
         self.borders = Borders(self.n_pictures)
         if self.clock.rate > MAX_RATE:
