@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files import printable, replacing
-from recordings.h5file import check_written, create_h5
+from recordings.h5file import check_written, create_h5, stored
 from recordings.refusal import one_line, refuse
 from recordings.video import resize_by_area
 
@@ -260,9 +260,8 @@ def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fp
         with h5py.File(tmp, 'w') as f:
             d = create_h5(f, height, width, 'gzip', source, fps or rate_of(env) / frame_skip,
                           action_names(env))
-            for n, (shown, action, begins) in enumerate(frames):
-                d.resize(n + 1, 0)
-                d[n] = resize_by_area(shown, width, height, pad)
+            frames = ((resize_by_area(shown, width, height, pad), *rest) for shown, *rest in frames)
+            for n, (action, begins) in enumerate(stored(d, frames)):
                 actions.append(action)
                 if begins:
                     starts.append(n)

@@ -503,3 +503,23 @@ def create_h5(f, height, width, compression, source, fps, action_names):
                             fletcher32=True,  # else a flipped bit goes unnoticed
                             compression=compression,
                             compression_opts=4 if compression == 'gzip' else None)
+
+
+def stored(d, frames):
+    """Appends the picture of each (picture, ...) to the growing h5 dataset d, a chunk at a time;
+    yields the rest of each, a list."""
+    block = []
+
+    def append():
+        n = len(d)
+        d.resize(n + len(block), 0)
+        d[n:] = np.stack(block)
+        block.clear()
+
+    for picture, *rest in frames:
+        block.append(picture)
+        if len(block) == d.chunks[0]:
+            append()
+        yield rest
+    if block:
+        append()

@@ -17,7 +17,7 @@ from files import printable, replacing
 from recordings.borders import cut_out
 from recordings.clock import resample
 from recordings.film import Film, display_matrix, noticed, one_after_the_other, rgb
-from recordings.h5file import check_written, create_h5
+from recordings.h5file import check_written, create_h5, stored
 from recordings.labels import actions_while_shown, check_counts, labels_of, of_decoded
 from recordings.refusal import refuse
 
@@ -173,38 +173,26 @@ def find_cuts(change, shift, waited=False):
 # import
 
 
-def append(d, pictures):
-    """Appends them to the growing h5 dataset d."""
-    n = len(d)
-    d.resize(n + len(pictures), 0)
-    d[n:] = np.stack(pictures)
-
-
 def changes(frames):
-    """(index, picture, after), ... -> the same, and change and shift as find_cuts wants them."""
+    """(index, picture, after), ... -> (picture, index, after, change, shift), ..., the last two as
+    find_cuts wants them."""
     levels_before = shares_before = None
     for index, picture, after in frames:
         levels, shares, change, shift = picture.astype(np.int16), colours(picture), 0.0, 0.0
         if levels_before is not None:
             change = np.abs(levels - levels_before).mean()
             shift = np.abs(shares - shares_before).sum() / 2
-        yield index, picture, after, change, shift
+        yield picture, index, after, change, shift
         levels_before, shares_before = levels, shares
 
 
 def write_frames(d, frames):
-    """Appends (index, picture, after), ... to the growing h5 dataset d, a chunk at a time. Returns
-    arrays, one entry a frame: its index, what it comes after, its change, its shift."""
-    found, block = (array('q'), [], array('d'), array('d')), []  # a two-hour film fits in memory
-    for index, picture, *rest in changes(frames):
-        for column, x in zip(found, (index, *rest)):
+    """Appends (index, picture, after), ... to the growing h5 dataset d. Returns arrays, one entry a
+    frame: its index, what it comes after, its change, its shift."""
+    found = array('q'), [], array('d'), array('d')  # a two-hour film fits in memory
+    for row in stored(d, changes(frames)):
+        for column, x in zip(found, row):
             column.append(x)
-        block.append(picture)
-        if len(block) == d.chunks[0]:
-            append(d, block)
-            block = []
-    if block:
-        append(d, block)
     return map(np.array, found)
 
 
