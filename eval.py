@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+import alignment
 import configurator
 import data
 import files
@@ -247,65 +248,17 @@ if losses:
 # do the latent actions mean what the player did? This is all that labels are used for
 
 
-def confusion(codes, labels):
-    """How often each code goes with each label, (n_actions,n_labels)."""
-    counts = np.zeros((n_actions, n_labels), int)
-    np.add.at(counts, (codes, labels), 1)
-    return counts
-
-
-def nmi(codes, labels):
-    """Mutual information over the entropy of the labels."""
-    p = confusion(codes, labels) / len(codes)
-    pc, pl = p.sum(1, keepdims=True), p.sum(0, keepdims=True)
-    entropy = -(pl[pl > 0] * np.log(pl[pl > 0])).sum()
-    information = (p[p > 0] * np.log((p / (pc @ pl + 1e-30))[p > 0])).sum()
-    return information / max(entropy, 1e-9)
-
-
-def best_pairs(counts):
-    """The largest sum of counts[code, label] with at most one label a code and one code a label:
-    the Hungarian method (Kuhn 1955), which brings in one row after the other along the path that
-    costs least. Rows are codes, or labels if those are fewer."""
-    if counts.shape[0] > counts.shape[1]:
-        counts = counts.T
-    n, m = counts.shape
-    row_of = np.full(m + 1, n)  # the row that a column is paired with, n for none; m: the new row's
-    row_price, column_price = np.zeros(n + 1), np.zeros(m + 1)
-    for row in range(n):
-        row_of[m], column = row, m
-        nearest, came_from, seen = np.full(m, np.inf), np.full(m, m), np.zeros(m + 1, bool)
-        while row_of[column] < n:
-            seen[column], here = True, row_of[column]
-            cost = -counts[here] - row_price[here] - column_price[:m]
-            closer = ~seen[:m] & (cost < nearest)
-            nearest[closer], came_from[closer] = cost[closer], column
-            column = int(np.where(seen[:m], np.inf, nearest).argmin())
-            step = nearest[column]
-            row_price[row_of[seen]] += step
-            column_price[seen] -= step
-            nearest[~seen[:m]] -= step
-        while column != m:
-            row_of[column], column = row_of[came_from[column]], came_from[column]
-    paired = np.flatnonzero(row_of[:m] < n)
-    return int(counts[row_of[paired], paired].sum())
-
-
-def pairs_share(codes, labels):
-    return best_pairs(confusion(codes, labels)) / len(codes)
-
-
 def align(key, codes, labels):
     """Four figures on how well codes (n,) tell labels (n,), at key: nmi, accuracy ..."""
     order = np.random.default_rng([seed, 4]).permutation(len(codes))
     codes, labels = codes[order], labels[order]
     half = len(codes) // 2
-    measure(f'{key}.nmi', nmi, codes, labels)
+    measure(f'{key}.nmi', alignment.nmi, codes, labels)
     # the first n transitions vote on what each code means, the others tell whether that is right
     for name, n in (('accuracy', half), ('from_200', min(200, half))):
-        votes = confusion(codes[:n], labels[:n]).argmax(1)
-        measure(f'{key}.{name}', np.mean, votes[codes[n:]] == labels[n:])
-    measure(f'{key}.one_to_one', pairs_share, codes, labels)
+        measure(f'{key}.{name}', np.mean,
+                alignment.voted_right(codes, labels, np.arange(len(codes)) < n))
+    measure(f'{key}.one_to_one', alignment.pairs_share, codes, labels)
 
 
 if action_source == 'latent' and recording.has_labels and frame_stride == 1:
@@ -335,7 +288,7 @@ if action_source == 'latent' and recording.has_labels and frame_stride == 1:
             subsets.append((title, key, where))
     for title, key, where in subsets:
         align(key, codes[where], labels[where])
-    moved_counts = confusion(codes[moved], labels[moved])
+    moved_counts = alignment.confusion(codes[moved], labels[moved], n_actions, n_labels)
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=moved_counts.tolist())
 
