@@ -4,6 +4,7 @@
 # make bench   how fast stages and sampling are, for $(CONFIG) and the shape of the failed run
 # make faults  what the trainer survives: the fault matrix, with 20 SIGKILLs -> faults.json
 # make gpu     all that a GPU has to show, in 9 minutes -> gpu.json; NPROC=2 for two of them
+# make games   do latent actions mean something in games nobody tuned for: nine games, hours
 # make player  the game of hunters, a world and somebody who plays in it: pictures and a card
 # make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3
@@ -15,7 +16,7 @@ HUNT = config/hunt.py
 HUNT_OUT = out/hunt
 
 .DEFAULT_GOAL = all
-.PHONY: all player say_how_long test check faults bench gpu gif clean
+.PHONY: all player games say_how_long test check faults bench gpu gif clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -73,6 +74,13 @@ test: .venv/installed
 
 check: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -m "not slow"
+
+games: .venv/games
+	$(BIN)/python games.py
+
+.venv/games: requirements-games.txt .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $<
+	touch $@
 
 faults: .venv/installed
 	$(BIN)/python -m pytest -q tests --faults_only --kills=20 --faults_json=faults.json

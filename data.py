@@ -155,6 +155,39 @@ def key_seed(*key):
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
+def changed(recording, starts, frame_stride=1):
+    """In which of the transitions from frames `starts` (n,) on more than 0.2% of the pixels change:
+    in the others nobody can see what was done. A lossy video never stands quite still."""
+    found = []
+    for some in np.array_split(starts, len(starts) // 256 + 1):
+        before, after = recording.frames[some], recording.frames[some + frame_stride]
+        differs = np.abs(before.astype(np.int16) - after).max(3) > 0.05 * 255
+        found.append(differs.mean((1, 2)) > 0.002)
+    return np.concatenate(found)
+
+
+def few_labels(recording, n, frame_stride, seed):
+    """
+    What a recording tells of n transitions: their first frames (n,), drawn from those of the train
+    part in which something changes; the label (N,) of every frame, numbered from 0 on by what
+    occurs; and how many there are. n = 0: nothing, nothing, 0. Raises DataError if it cannot.
+    """
+    if not n:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+    if not recording.has_labels or frame_stride != 1:
+        found = 'no whole-number "actions" in it'
+        refuse(recording.path, f'frame_stride={frame_stride}' if recording.has_labels else found,
+               f'a label for every frame, and frame_stride=1, for n_labels={n}',
+               'use --n_labels=0')
+    starts = windows(recording, 'train', 2)
+    starts = np.random.default_rng([seed, 12]).permutation(starts[changed(recording, starts)])
+    if len(starts) < n:
+        refuse(recording.path, f'{len(starts)} transitions to train on in which something changes',
+               f'at least n_labels={n}', 'lower n_labels')
+    values, labels = np.unique(recording.actions, return_inverse=True)
+    return starts[:n], labels, len(values)
+
+
 # -----------------------------------------------------------------------------
 # onto the device
 
@@ -382,6 +415,12 @@ def rectangle(text):
     return tuple(map(int, text.split(',')))
 
 
+def numbers(text):
+    if not re.fullmatch('[0-9]{1,4}(,[0-9]{1,4})*', text):
+        raise argparse.ArgumentTypeError(f'{text!r}: numbers with commas between: 0,1,2')
+    return tuple(map(int, text.split(',')))
+
+
 def true_or_false(text):
     if text not in ('True', 'False'):
         raise argparse.ArgumentTypeError(f'{text!r}: True or False')
@@ -451,6 +490,8 @@ def parse_command_line():
     p.add_argument('--seed', type=int, default=0, help='of the game and of who plays')
     p.add_argument('--policy', default='sticky', help='who plays: sticky (holds each action for 2 '
                    'to 11 frames), random, or a Python file with act(observation)')
+    p.add_argument('--keys', type=numbers, default=(), metavar='0,1,2', help='the actions that '
+                   'are pressed; default: all. Crafter falls asleep for long if it can')
     p.add_argument('--pad', action='store_true', help='black bars; default: crop around the centre')
     p = commands.add_parser('check', help='data card and contact sheet')
     p.add_argument('path')
@@ -492,7 +533,7 @@ if __name__ == '__main__':
                   f'and {tally["blank"]} blank ones (stretches of more than {STILL_SECONDS} s)')
         if a.command == 'gym':
             record_gym(a.env_id, a.path, a.n_frames, *a.size, a.pad, a.fps, a.frame_skip, a.seed,
-                       a.policy)
+                       a.policy, a.keys)
         check(a.path)
     except (DataError, DiskError) as e:
         print(e, file=sys.stderr, flush=True)

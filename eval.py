@@ -245,7 +245,8 @@ if losses:
             np.array(losses))
 
 # -----------------------------------------------------------------------------
-# do the latent actions mean what the player did? This is all that labels are used for
+# do the latent actions mean what the player did? But for n_labels of stage 2 and action_source of
+# the others, this is all that labels are used for
 
 
 def align(key, codes, labels):
@@ -421,6 +422,8 @@ if 'align' in report:
             for title, key, where in subsets]
     share = f'{np.bincount(labels[moved]).max() / moved.sum():.3f}'  # of the most frequent label
     rows.append(['baseline: one code for all, where something moved', 0, share, share, share, ''])
+    if action_model.config.n_classes:
+        card += ['', 'Stage 2 was shown the labels of a few transitions (its n_labels).']
     card += table(['latent actions against the true ones', 'NMI', 'accuracy', 'from 200 labels',
                    'one to one', 'transitions'], *rows)
     rows = [[title, *counts] for title, counts in zip(titles, moved_counts)]

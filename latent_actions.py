@@ -32,6 +32,7 @@ from training.runlog import RunLog
 dataset = 'data/tiny.h5'  # made by data.py
 seq_len = 4  # frames in a clip, so seq_len - 1 transitions
 frame_stride = 1  # every how many frames of the recording
+n_labels = 0  # transitions whose label may be seen; 0 = none
 # model
 patch_size = 8  # pixels, of the decoder; divides height and width
 action_levels = (2, 2, 2)  # FSQ; the number of actions is their product
@@ -95,14 +96,21 @@ with ranks.master_first():  # rank 0 decodes the file, once
     recording = data.load(dataset, patch_size, master_process, out_dir)
 starts = {s: data.windows(recording, s, seq_len, frame_stride) for s in ('train', 'val')}
 frames = data.to_device(recording.frames, device)
+labelled, labels, n_classes = data.few_labels(recording, n_labels, frame_stride, seed)
 
 
 def get_batch(split, it, micro_step):
-    """(clip,) of this rank's share. Batch `it` is the same for any number of ranks."""
-    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
+    """(clip,) of this rank's share; with labels also pairs of frames and what is done in them.
+    Batch `it` is the same for any number of ranks."""
     share = (micro_step * world_size + rank) * device_batch_size
-    picks = picks[share:share + device_batch_size]
-    return (data.clips(frames, picks, seq_len, frame_stride, device),)
+    share = slice(share, share + device_batch_size)
+    picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)[share]
+    clip = data.clips(frames, picks, seq_len, frame_stride, device)
+    if not n_labels:
+        return (clip,)
+    picks = data.draw(labelled, total_batch_size, seed, 2 + (split == 'val'), it)[share]
+    pair = data.clips(frames, picks, 2, frame_stride, device)
+    return clip, pair, torch.from_numpy(labels[picks]).to(device)
 
 
 # -----------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def get_batch(split, it, micro_step):
 
 height, width = recording.frames.shape[1:3]
 model = LatentActionModel(LatentActionConfig(height, width, patch_size, action_levels, n_layer,
-                                             n_head, n_embd)).to(device)
+                                             n_head, n_embd, n_classes)).to(device)
 chance = None  # nats: the loss of a guess, for stages with a cross-entropy
 about = dict(stage=stage, config=config, model_args=asdict(model.config),
              data_id=recording.data_id, parents={})

@@ -320,6 +320,7 @@ class LatentActionConfig:
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128
+    n_classes: int = 0  # different labels, where a few transitions have one
 
 
 class LatentActionModel(nn.Module):
@@ -359,6 +360,9 @@ class LatentActionModel(nn.Module):
                                      nn.Linear(c.n_embd, d))
         self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(),
                                      nn.Linear(c.n_embd, self.n_costs))
+        if c.n_classes:
+            self.classify = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(),
+                                          nn.Linear(c.n_embd, c.n_classes))
         self.register_buffer('mean', torch.zeros(d))
         self.register_buffer('var', torch.ones(d))
         self.embed = nn.Linear(patch, c.n_embd)
@@ -452,11 +456,17 @@ class LatentActionModel(nn.Module):
             x = block(x)
         return clip + unpatchify(self.to_patch(norm(x)), c.patch_size, c.height, c.width).float()
 
-    def forward(self, clip):
-        """clip (B,T,C,H,W) -> loss, metrics."""
+    def forward(self, clip, pair=None, label=None):
+        """clip (B,T,C,H,W) -> loss, metrics. Where a few transitions have a label, some of these,
+        pair (b,2,C,H,W), and what they are called, label (b,) in [0,n_classes)."""
         B, T = clip.shape[:2]
-        after, changed, costs, explained = self.compare(clip)
-        codes, actions = self.fsq(self.latents(after, changed, costs, explained))
+        seen = self.compare(clip)
+        costs, explained = seen[2:]
+        if pair is not None:  # one batch, normalised together
+            seen = [torch.cat(both) for both in zip(seen, self.compare(pair))]
+        codes, actions = self.fsq(self.latents(*seen))
+        n = B * (T - 1)
+        codes, actions, labelled = codes[:n], actions[:n], codes[n:]
         # 1. which displacement explains the change? The more it explains, the more it counts
         motion_loss = F.cross_entropy(self.explain(codes).float(), (-12 * costs).softmax(1),
                                       reduction='none')
@@ -469,6 +479,9 @@ class LatentActionModel(nn.Module):
         pixel_loss = (weight * error).sum((2, 3)).mean()
         # more weight on 2 and the codes turn relative: "turned" gets one of its own
         loss = motion_loss + 0.1 * pixel_loss
+        # 3. what is it called, where that is known? So a code is what a key does
+        if pair is not None:
+            loss = loss + F.cross_entropy(self.classify(labelled).float(), label)
         used, entropy = code_usage(actions, self.n_actions)
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}

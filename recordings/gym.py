@@ -141,16 +141,16 @@ def rate_of(env):
 # who plays
 
 
-def random_actions(n, rng):
+def random_actions(keys, rng):
     """Another one each frame."""
     while True:
-        yield int(rng.integers(n))
+        yield keys[rng.integers(len(keys))]
 
 
-def sticky_actions(n, rng):
+def sticky_actions(keys, rng):
     """Held for 2 to 11 frames, as people do and the player of the built-in game does."""
     while True:
-        yield from [int(rng.integers(n))] * int(rng.integers(2, 12))
+        yield from [keys[rng.integers(len(keys))]] * int(rng.integers(2, 12))
 
 
 POLICIES = dict(sticky=sticky_actions, random=random_actions)
@@ -183,11 +183,15 @@ def load_act(path):
     return module.act
 
 
-def player(policy, space, rng):
-    """A function of the game's own observation -> the number of an action, from 0 on."""
+def player(policy, space, rng, keys=()):
+    """A function of the game's own observation -> the number of an action, from 0 on. keys: the
+    only ones that are pressed; none = all. Raises DataError for one that the game has not."""
     n, first = int(space.n), int(getattr(space, 'start', 0))
+    if keys and (max(keys) >= n or policy not in POLICIES):
+        refuse(f'--keys={",".join(map(str, keys))}', f'a game of {n} actions, --policy={policy}',
+               f'numbers up to {n - 1}, and a policy that presses by chance', 'leave --keys out')
     if policy in POLICIES:
-        actions = POLICIES[policy](n, rng)
+        actions = POLICIES[policy](keys or range(n), rng)
         return lambda observation: next(actions)
     path = os.path.abspath(policy)
     act = load_act(path)
@@ -234,14 +238,15 @@ def play(env, choose, frame_skip, rng):
 
 
 def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fps=None,
-               frame_skip=1, seed=0, policy='sticky'):
+               frame_skip=1, seed=0, policy='sticky', keys=()):
     """Writes the h5 file `path`; returns what was noticed, sentences, which the file keeps. Raises
     DataError, DiskError; then `path` is what it was.
 
     n_frames: to write, one after every frame_skip steps of the game. fps: of the dataset; else what
     the game says, over frame_skip. policy: 'sticky', 'random' or a Python file with
-    act(observation), which gets what the game returns and returns what it takes. The same seed
-    gives the same file, if the game repeats itself.
+    act(observation), which gets what the game returns and returns what it takes. keys: the actions
+    that are pressed, where that is not all. The same seed gives the same file, if the game repeats
+    itself.
     """
     source = f'gym {env_id} seed={seed} policy={os.path.basename(policy)} frame_skip={frame_skip}'
     with contextlib.ExitStack() as stack:
@@ -251,7 +256,7 @@ def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fp
             if hasattr(env, 'close'):  # else Doom, a process of its own, would go on
                 stack.callback(env.close)
             picture = first_picture(env, env_id, seed)
-        choose = player(policy, env.action_space, np.random.default_rng([seed, 11]))
+        choose = player(policy, env.action_space, np.random.default_rng([seed, 11]), keys)
         frames = play(env, choose, frame_skip, np.random.default_rng([seed, 12]))
         frames = tqdm(itertools.islice(frames, n_frames), 'playing', n_frames, unit=' frames',
                       disable=None)

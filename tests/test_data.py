@@ -258,6 +258,23 @@ def test_a_hunters_recording_and_its_card(tmp_path, stick):
     assert ds.action_names == list(game.STICK if stick else game.ACTIONS)
 
 
+def test_few_labels_are_of_transitions_that_can_be_seen(tmp_path):
+    """Every second picture stands still; numbers with gaps are numbered anew."""
+    frames = np.repeat(noise(200), 2, 0)
+    path = write(tmp_path / 'a.h5', frames, actions=np.arange(400) % 4 * 1000)
+    recording = data.load(path)
+    picks, labels, n_classes = data.few_labels(recording, 50, 1, 0)
+    assert len(set(picks)) == 50 and (picks % 2 == 1).all() and n_classes == 4
+    assert np.array_equal(labels, np.arange(400) % 4)
+    assert max(picks) < min(data.windows(recording, 'val', 2))
+    assert not np.array_equal(picks, data.few_labels(recording, 50, 1, 1)[0])
+    assert data.few_labels(recording, 0, 1, 0)[2] == 0
+    with pytest.raises(data.DataError, match='at least n_labels=200'):
+        data.few_labels(recording, 200, 1, 0)
+    with pytest.raises(data.DataError, match='frame_stride=2'):
+        data.few_labels(recording, 50, 2, 0)
+
+
 @pytest.mark.parametrize('largest', [40, 2**40])
 def test_actions_of_any_size_are_described(tmp_path, largest):
     actions = np.arange(300) % 40

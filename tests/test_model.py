@@ -516,6 +516,23 @@ def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
     assert m.latents(*seen).mean(0).abs().max() < 1 and 0.3 < m.latents(*seen).var(0).mean() < 3
 
 
+def test_labels_say_what_a_code_means():
+    """All heroes go to the right; dark ones by one key and light ones by another."""
+    torch.manual_seed(0)
+    m = LatentActionModel(LatentActionConfig(action_levels=(2,), n_layer=1, n_embd=32, n_classes=2))
+    pair, label = moved(4, 0, 32), torch.arange(32) % 2
+    for i in range(32):
+        pair[i, 0, :, 28:36, 28:36] = pair[i, 1, :, 28:36, 32:40] = 1.6 * label[i] - 0.8
+    optimizer = torch.optim.AdamW(m.parameters(), 3e-3)
+    for _ in range(40):
+        m(pair, pair, label)[0].backward()
+        assert all(p.grad is not None for p in m.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    codes = m.eval().encode(pair)[:, 0]
+    assert (codes == label).float().mean() in (0, 1)
+
+
 def test_any_action_levels_and_any_vocabulary():
     m = LatentActionModel(
         LatentActionConfig(

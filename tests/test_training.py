@@ -248,6 +248,7 @@ def test_labels_that_are_not_there_are_refused(world):
     refused(
         run('dynamics.py', world[0], '--action_source=labels'), 3, 'action_source=labels', 'actions'
     )
+    refused(run('latent_actions.py', world[0], '--n_labels=9'), 3, 'n_labels=9', 'actions')
 
 
 def test_weights_of_another_version_are_refused(world, tmp_path):
