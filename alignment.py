@@ -58,5 +58,5 @@ def pairs_share(codes, labels):
 def voted_right(codes, labels, voters):
     """Which of the others (bool) are right, where the transitions `voters` (bool) have voted on
     what each code means; a code without a vote means the first label."""
-    votes = confusion(codes[voters], labels[voters], codes.max() + 1).argmax(1)
+    votes = confusion(codes[voters], labels[voters], codes.max() + 1, labels.max() + 1).argmax(1)
     return votes[codes[~voters]] == labels[~voters]

@@ -249,6 +249,8 @@ def record_gym(env_id, path, n_frames=20_000, width=64, height=64, pad=False, fp
     itself.
     """
     source = f'gym {env_id} seed={seed} policy={os.path.basename(policy)} frame_skip={frame_skip}'
+    if keys:
+        source += f' keys={",".join(map(str, keys))}'
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         with contextlib.chdir(folder):  # Doom writes its settings where it is started

@@ -160,6 +160,15 @@ def test_sticky_holds_an_action_and_random_does_not(game, tmp_path):
     assert 2 <= held.min() and 7 < held.mean() < 13, held.mean()  # 6.5, and one in three goes on
 
 
+@pytest.mark.parametrize('policy', ['sticky', 'random'])
+def test_only_some_keys_are_pressed(game, tmp_path, policy):
+    _, actions, _, attributes, _ = record(tmp_path / 'a.h5', 100, policy=policy, keys=(0, 2))
+    assert set(actions.tolist()) == {0, 2} and attributes['source'].endswith('keys=0,2')
+    with pytest.raises(DataError, match='(?s)keys=0,3.*a game of 3 actions.*numbers up to 2'):
+        record(tmp_path / 'b.h5', policy=policy, keys=(0, 3))
+    assert not (tmp_path / 'b.h5').exists()
+
+
 def test_a_policy_sees_what_the_game_says_and_is_obeyed(game, tmp_path):
     game.start = 5
     (tmp_path / 'mine.py').write_text('def act(observation):\n    return 5 + observation % 3\n')

@@ -518,7 +518,7 @@ def test_latents_are_normalised_over_the_batch_and_running_statistics_follow():
 
 def test_labels_move_what_makes_the_codes():
     m = LatentActionModel(LatentActionConfig(action_levels=(2,), n_layer=1, n_embd=32, n_classes=2))
-    clip, label, losses = moved(4, 0, 8), torch.arange(8) % 2, []
+    clip, label, losses = moved(4, 0, 8), (torch.arange(8) > 4).long(), []
     for called in (label, 1 - label):
         torch.manual_seed(0)
         losses.append(m(clip, clip, called)[0])
