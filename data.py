@@ -166,6 +166,12 @@ def changed(recording, starts, frame_stride=1):
     return np.concatenate(found)
 
 
+def labelled(starts, n, seed):
+    """n of the transitions, those whose label may be seen."""
+    order = np.random.default_rng([seed, 12]).permutation(len(starts))
+    return starts[order[:n]]
+
+
 def few_labels(recording, n, frame_stride, seed):
     """
     What a recording tells of n transitions: their first frames (n,), drawn from those of the train
@@ -180,12 +186,12 @@ def few_labels(recording, n, frame_stride, seed):
                f'a label for every frame, and frame_stride=1, for n_labels={n}',
                'use --n_labels=0')
     starts = windows(recording, 'train', 2)
-    starts = np.random.default_rng([seed, 12]).permutation(starts[changed(recording, starts)])
+    starts = starts[changed(recording, starts)]
     if len(starts) < n:
         refuse(recording.path, f'{len(starts)} transitions to train on in which something changes',
                f'at least n_labels={n}', 'lower n_labels')
     values, labels = np.unique(recording.actions, return_inverse=True)
-    return starts[:n], labels, len(values)
+    return labelled(starts, n, seed), labels, len(values)
 
 
 # -----------------------------------------------------------------------------

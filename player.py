@@ -88,7 +88,7 @@ class Played:
         self.vectors = self.table[self.tokens[:, 0]]
         self.acting = dict(kind='codes', names=[''] * model.n_actions, values=[])
         if recording.actions is not None and self.frame_stride == 1:
-            t = labelled(self.starts['train'], MAP_LABELS, self.seed)
+            t = data.labelled(self.starts['train'], MAP_LABELS, self.seed)
             values = meaning_of_codes(codes[t], recording.actions[t], model.n_actions)
             self.acting.update(values=values.tolist())
             if recording.has_labels:
@@ -108,7 +108,7 @@ class Played:
     def learn_from_labels(self, action_source, n_bins):
         recording = self.recording
         actions, train = recording.actions, self.starts['train']
-        self.labelled = labelled(train, self.n_labels, self.seed) if self.n_labels else train
+        self.labelled = data.labelled(train, self.n_labels, self.seed) if self.n_labels else train
         if recording.has_labels:
             values, tokens = np.unique(actions, return_inverse=True)
             if len(values) > 2 ** 16:
@@ -216,12 +216,6 @@ class Played:
         columns = 4
         rows = [images[i:i + columns] for i in range(0, len(images), columns)]
         return np.concatenate([np.concatenate(row, 1) for row in rows if len(row) == columns])
-
-
-def labelled(starts, n, seed):
-    """n of the transitions, those whose label may be seen."""
-    order = np.random.default_rng([seed, 12]).permutation(len(starts))
-    return starts[order[:n]]
 
 
 def name_of(value, recording):

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import torch
 
-from player import Played, Player, labelled, meaning_of_codes
+import data
+from player import Played, Player, meaning_of_codes
 from recordings import game
 from recordings.hunter import LEVEL_FRAMES, LEVEL_SLAIN, Dice, Expert, play_levels
 from recordings.reading import fates
@@ -97,7 +98,7 @@ def levels(out_dir, recording, seed, device, best_of, ctx):
     played = Played(recording, out_dir, 'latent', 0, 1, 1, c['n_bins'], c['seed'], ctx, c['dtype'],
                     device)
     for n in MAPS:
-        t = labelled(played.starts['train'], n, c['seed'])
+        t = data.labelled(played.starts['train'], n, c['seed'])
         player = new_player()
         player.acting['values'] = meaning_of_codes(played.tokens[t, 0], recording.actions[t],
                                                    len(player.acting['names']))

@@ -17,7 +17,7 @@ import data
 import scores
 from launch import CONFIG, ROOT, STAGES, recording as make_recording, refused, run, train
 from model import ENERGY, Optimizers, Policy, PolicyConfig
-from player import Played, Player, labelled, meaning_of_codes
+from player import Played, Player, meaning_of_codes
 from recordings import game, reading
 from recordings.hunter import Hunter
 from training import checkpoint
@@ -405,8 +405,8 @@ def test_a_chunk_ends_with_its_episode_and_a_clip_begins_with_it(tmp_path):
 def test_few_labels_are_learned_alone_one_step_each(tmp_path):
     p = played(write(tmp_path / 'a.h5', np.arange(60) % 4), n_labels=7)
     assert len(p.starts['train']) == 7 and p.chunk == 1
-    few = labelled(np.arange(50), 7, 0)
-    assert len(set(few)) == 7 and set(labelled(np.arange(50), 5, 0)) < set(few)
+    few = data.labelled(np.arange(50), 7, 0)
+    assert len(set(few)) == 7 and set(data.labelled(np.arange(50), 5, 0)) < set(few)
 
 
 def test_an_inverse_model_names_what_it_was_not_told(tmp_path):
