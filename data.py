@@ -166,6 +166,12 @@ def changed(recording, starts, frame_stride=1):
     return np.concatenate(found)
 
 
+def lively(recording, starts, n, seed, frame_stride=1):
+    """n of the starts, at random; first those at which something changes."""
+    picks = draw(starts, 4 * n, seed, 3)
+    return picks[np.argsort(~changed(recording, picks, frame_stride), kind='stable')][:n]
+
+
 def labelled(starts, n, seed):
     """n of the transitions, those whose label may be seen."""
     order = np.random.default_rng([seed, 12]).permutation(len(starts))

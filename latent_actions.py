@@ -40,7 +40,7 @@ n_layer = 2
 n_head = 4
 n_embd = 128
 # training
-max_iters = 120  # updates
+max_iters = 200  # updates
 total_batch_size = 32  # clips an update, over all ranks and micro-batches
 device_batch_size = 32  # clips a micro-batch, at most
 learning_rate = 3e-3  # peak
@@ -119,6 +119,9 @@ def get_batch(split, it, micro_step):
 height, width = recording.frames.shape[1:3]
 model = LatentActionModel(LatentActionConfig(height, width, patch_size, action_levels, n_layer,
                                              n_head, n_embd, n_classes)).to(device)
+lesson = data.lively(recording, starts['train'], 1024, seed, frame_stride)  # on what moves, and how
+model.find_motions(data.clips(frames, lesson[i:i + 32], seq_len, frame_stride, device)
+                   for i in range(0, len(lesson), 32))
 chance = None  # nats: the loss of a guess, for stages with a cross-entropy
 about = dict(stage=stage, config=config, model_args=asdict(model.config),
              data_id=recording.data_id, parents={})
@@ -132,7 +135,7 @@ def picture():
     rows, labels = [clip[:, 0], clip[:, 1]], ['before', 'after']
     with ctx:
         for action in range(raw_model.n_actions):
-            codes = raw_model.fsq.codes(torch.full((len(clip), 1), action, device=device))
+            codes = raw_model.codes(torch.full((len(clip), 1), action, device=device))
             rows.append(raw_model.predict(clip[:, :1], codes)[:, 0].clamp(-1, 1))
             labels.append(f'action {action}')
     return pictures.grid([pictures.to_uint8(row) for row in rows], labels=labels)

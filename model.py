@@ -323,51 +323,123 @@ class LatentActionConfig:
     n_classes: int = 0  # different labels, where a few transitions have one
 
 
+def matching_costs(before, after, changed, reach, step, blur):
+    """
+    How badly the frames `before` (S,C,h,w), moved by each displacement of a square window, explain
+    what `changed` (S,1,h,w) in the frames `after`: (S,n,n), n = 2 * reach / step + 1, the mean
+    absolute difference there, from (-reach,-reach) on. All in pixels.
+
+    Both are blurred over squares of `blur` pixels and compared at every blur-th pixel, which leaves
+    the true displacement a cost of zero and saves nearly all of the work.
+    """
+    n, k = 2 * reach // step, blur // step
+    after, changed = F.avg_pool2d(after, blur), F.avg_pool2d(changed, blur)[:, 0]
+    rows, columns = after.shape[-2:]
+    margin = reach, reach + blur - step
+    moved = F.avg_pool2d(F.pad(before, margin + margin, mode='replicate'), blur, step)
+    # every k-th pixel, from each of the k*k first ones on, in one piece
+    phases = [[moved[:, :, y::k, x::k].contiguous() for x in range(k)] for y in range(k)]
+    costs = []
+    for y in range(n, -1, -1):  # the scene moves right where the window moves left
+        for x in range(n, -1, -1):
+            shifted = phases[y % k][x % k][:, :, y // k:y // k + rows, x // k:x // k + columns]
+            error = (shifted - after).abs_().mean(1)
+            costs.append((error * changed).sum((1, 2)))
+    # of a changed pixel; less where hardly any has changed
+    costs = torch.stack(costs, 1) / (changed.sum((1, 2)) + 1 / blur ** 2)[:, None]
+    return costs.view(-1, n + 1, n + 1)
+
+
+def scatter(x):
+    """(...,n) -> the sum of the outer products x x^T (n,n), in double precision."""
+    x = x.flatten(0, -2).double()
+    return x.T @ x
+
+
+def most_for_least(between, within, k):
+    """The k directions v (n,k) with the largest ratios (k,) of v^T between v to v^T within v,
+    scaled to v^T between v = 1 (Fisher's discriminant): the generalised eigenvectors of two
+    covariances (n,n). What hardly varies at all is not worth knowing, so a twentieth of the mean
+    variance is added to all of `within`."""
+    n = len(within)
+    within = within + (0.05 * within.trace() / n + 1e-6) * torch.eye(n, dtype=within.dtype)
+    root = torch.linalg.cholesky(within)
+    whitened = torch.linalg.solve_triangular(root, between, upper=False)
+    whitened = torch.linalg.solve_triangular(root, whitened.T, upper=False)
+    ratio, v = (x.flip(-1)[..., :k] for x in torch.linalg.eigh((whitened + whitened.T) / 2))
+    v = torch.linalg.solve_triangular(root.T, v, upper=True)
+    return ratio, v / ((v * (between @ v)).sum(0) + 1e-6).sqrt()
+
+
+def k_means(x, weight, k, tries=4, rounds=40):
+    """Centres (k,d) of points x (N,d) by Lloyd's algorithm (1957), the best of some tries. Points
+    of weight (N,) 0 have no say, unless there are too few others."""
+    if (weight > 0).sum() < k:
+        weight = torch.ones_like(weight)
+    best, chosen, generator = math.inf, None, torch.Generator().manual_seed(0)
+    for _ in range(tries):
+        centres = x[torch.multinomial(weight, k, len(x) < k, generator=generator)]
+        for _ in range(rounds):
+            nearest = F.one_hot(torch.cdist(x, centres).argmin(1), k) * weight[:, None]
+            size = nearest.sum(0)[:, None]
+            centres = torch.where(size > 0, nearest.T @ x / size.clamp(min=1e-9), centres)
+        error = (weight * torch.cdist(x, centres).amin(1) ** 2).sum()
+        if error < best:
+            best, chosen = error, centres
+    return chosen
+
+
 class LatentActionModel(nn.Module):
     """What was done between two frames, as one of n_actions codes, learned without labels.
 
-    The encoder must not see what the hero looked like before. One that does finds a cheaper code
-    than the action: players keep walking, so his facing predicts the motion, and "as before" and
-    "turned" say the rest, which is useless on a keyboard. It sees two things that cannot say this:
-    the pixels of frame t+1 that changed (which way does he face now? is a sword drawn?), and
-    matching costs: how well frame t, shifted by each displacement of a small window, explains
-    those pixels.
+    A teacher and a student. The teacher learns nothing by gradients: `find_motions` looks once at
+    some clips and asks which displacements go on while a key is held. It knows two scales, near and
+    far, and says of a transition which of n_actions motions it is; but it is blind where nothing
+    has moved, and wrong where two things have. The student sees besides the pixels of frame t+1
+    that changed, and has to say what the teacher says of this transition and of its neighbours. So
+    what is peculiar to one transition (a ball, a creature, a flicker) is not worth learning, and
+    what the picture tells carries over to where motion says little: a new screen, a hero who turns
+    on the spot. For half of the transitions the student is not told of motion at all, and of most
+    of these it is shown more of frame t+1 than has changed, up to all of it, from which it learns
+    to find the hero among what does not matter.
 
-    The code has to say which displacement explains the change, where one does: there the same
-    motion gets the same code. What the encoder learns of the picture has to carry over to where
-    motion says little: a new screen, a hero who turns on the spot, two things that move at once. So
-    it is shown the costs only as far as they explain anything, and for half of the transitions not
-    at all; to most of these more of frame t+1 is shown than has changed, up to all of it, from
-    which it learns to find the hero among what does not matter. What does not move is left to the
-    second task of the code, to tell a decoder what it needs to draw frame t+1 from frame t.
+    The student must not see what the hero looked like before. One that does finds a cheaper code
+    than the action: players keep walking, so his facing predicts the motion, and "as before" and
+    "turned" say the rest, which is useless on a keyboard.
+
+    What does not move is left to the second task of the code: to tell a decoder what it needs to
+    draw frame t+1 from frame t.
     """
 
-    reach = 4  # displacements -4..4 in both directions, in pixels of the frame at 64 pixels
-    n_costs = (2 * reach + 1) ** 2
+    # how far things are looked for: (reach, step, blur) in pixels of the frame at 64 pixels. What
+    # moves far is large, so it may be looked for more coarsely, and 3 by 3 displacements are one
+    near, far, together = (4, 1, 2), (14, 2, 4), 3
+    n_shifts = 9 ** 2 + 5 ** 2
+    n_slow = 5  # directions in which the displacements of neighbours are alike
 
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        self.fsq = FSQ(c.action_levels)
-        self.n_actions = self.fsq.vocab_size
-        patch, d = 3 * c.patch_size ** 2, len(c.action_levels)
+        n = self.n_actions = math.prod(c.action_levels)
+        patch = 3 * c.patch_size ** 2
         n_tokens = c.height * c.width // c.patch_size ** 2
+        self.register_buffer('mean_shifts', torch.zeros(self.n_shifts))
+        self.register_buffer('slow', torch.zeros(self.n_shifts, self.n_slow))
+        self.register_buffer('importance', torch.ones(self.n_slow))
+        self.register_buffer('motions', torch.zeros(n, self.n_slow))
         self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(),
                                    nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
                                    nn.Conv2d(64, 64, 3, 1, 1))
-        self.encoder = nn.Sequential(nn.Linear(64 + self.n_costs, c.n_embd), nn.GELU(),
+        self.encoder = nn.Sequential(nn.Linear(64 + self.n_slow, c.n_embd), nn.GELU(),
                                      nn.Linear(c.n_embd, c.n_embd), nn.GELU(),
-                                     nn.Linear(c.n_embd, d))
-        self.explain = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(),
-                                     nn.Linear(c.n_embd, self.n_costs))
+                                     nn.Linear(c.n_embd, n))
+        self.register_buffer('mean', torch.zeros(n))
+        self.register_buffer('var', torch.ones(n))
         if c.n_classes:
-            self.classify = nn.Sequential(nn.Linear(d, c.n_embd), nn.GELU(),
-                                          nn.Linear(c.n_embd, c.n_classes))
-        self.register_buffer('mean', torch.zeros(d))
-        self.register_buffer('var', torch.ones(d))
+            self.classify = nn.Linear(n, c.n_classes)
         self.embed = nn.Linear(patch, c.n_embd)
         self.pos = nn.Parameter(0.02 * torch.randn(n_tokens, c.n_embd))
-        self.from_code = nn.Linear(d, c.n_embd)
+        self.from_code = nn.Linear(n, c.n_embd)
         self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False, c.width // c.patch_size)
                                     for _ in range(c.n_layer))
         self.to_patch = nn.Linear(c.n_embd, patch)
@@ -378,29 +450,81 @@ class LatentActionModel(nn.Module):
         """What there is to see of each transition; nothing is learned here.
 
         clip (B,T,C,H,W), S = B*(T-1) -> after (S,C,h,w): frame t+1; changed (S,1,h,w): 1 where it
-        differs from frame t, else 0; costs (S,n_costs): how badly each displacement explains that,
-        normalised; explained (S,1): the share of the change that the best one explains.
+        differs from frame t, else 0; shifts (S,n_shifts): which displacement explains that, near
+        and far, as far as one does; explained (S,): the share of the change that it explains.
         """
         B, T, C, H, W = clip.shape
         s = max(1, round(min(H, W) / 64))
         x = F.avg_pool2d(clip.flatten(0, 1), s).view(B, T, C, H // s, W // s)
         a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)  # (S,C,h,w)
         changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()  # of a range of 2
-        area = changed.sum((2, 3))  # (S,1)
-        r, (h, w) = self.reach, a.shape[-2:]
-        padded = F.pad(a, (r, r, r, r), mode='replicate')
-        costs = []
-        for dy in range(-r, r + 1):
-            for dx in range(-r, r + 1):  # the scene moved by (dx, dy)
-                shifted = padded[:, :, r - dy:r - dy + h, r - dx:r - dx + w]
-                error = (shifted - b).abs().mean(1, keepdim=True)
-                costs.append((error * changed).sum((1, 2, 3)))
-        costs = torch.stack(costs, 1) / (area + 1)
-        still = costs[:, costs.size(1) // 2, None]
-        explained = (1 - costs.amin(1, keepdim=True) / (still + 1e-3)).clamp(0, 1)
-        spread = costs.std(1, keepdim=True) + 1e-3
-        costs = (costs - costs.mean(1, keepdim=True)) / spread
-        return b, changed, costs, explained
+        shifts, left = [], 1
+        for scale, together in (self.near, 1), (self.far, self.together):
+            costs = matching_costs(a, b, changed, *scale)
+            still = costs[:, costs.size(1) // 2, costs.size(2) // 2]
+            explained = (1 - costs.amin((1, 2)) / (still + 1e-3)).clamp(0, 1)
+            # of the far ones counts what they explain of the rest: some moving by chance looks
+            # like what was near, since the ground repeats
+            explained = ((explained - 1 + left) / (left + 0.01)).clamp(0, 1)
+            left = left * (1 - explained)
+            costs = -F.max_pool2d(-costs[:, None], together).flatten(1)
+            costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
+            # three quarters is as good as all, in a video
+            trust = (explained / 0.75).clamp(max=1)
+            shifts.append((-12 * costs).softmax(1) * trust[:, None])
+        return b, changed, torch.cat(shifts, 1), 1 - left
+
+    def moving(self, changed):
+        """Masks (S,1,h,w) -> (S,), 1 where so much has changed that something can be known."""
+        return (changed.mean((1, 2, 3)) > 0.002).float()
+
+    def motion(self, shifts):
+        """(S,n_shifts) -> (S,n_slow): where to and how far, in (-1,1), as far as it lasts."""
+        with torch.autocast(shifts.device.type, enabled=False):  # small differences count
+            return torch.tanh((shifts - self.mean_shifts) @ self.slow)
+
+    def teach(self, motion):
+        """(S,n_slow) -> (S,) which of the motions it is."""
+        return (motion * self.importance - self.motions[:, None]).square().sum(2).argmin(0)
+
+    def look(self, clip):
+        """`compare`, with the motion in place of the shifts."""
+        after, changed, shifts, explained = self.compare(clip)
+        return after, changed, self.motion(shifts), explained
+
+    @torch.no_grad()
+    def find_motions(self, clips):
+        """
+        The teacher's lesson, before the training, from an iterable of clips (B,T,C,H,W).
+
+        The directions in which displacements differ most for how little they differ between
+        neighbouring transitions (slow feature analysis, Wiskott and Sejnowski 2002, solved as
+        Fisher's discriminant with neighbours as the class), and n_actions groups along them.
+        """
+        seen = []
+        for clip in clips:
+            after, changed, shifts, explained = self.compare(clip)
+            seen.append([x.view(len(clip), clip.size(1) - 1, -1).cpu()
+                         for x in (shifts, explained, self.moving(changed))])
+        shifts, explained, moving = (torch.cat(x) for x in zip(*seen))
+        mean = (moving * shifts).sum((0, 1)) / moving.sum().clamp(min=1)
+        both = moving[:, 1:] * moving[:, :-1]
+        x, step = moving * (shifts - mean), both * (shifts[:, 1:] - shifts[:, :-1])
+        between = scatter(x) / moving.sum().clamp(min=1)
+        within = scatter(step) / (2 * both.sum().clamp(min=1))
+        ratio, slow = most_for_least(between, within, self.n_slow)
+        self.mean_shifts.copy_(mean)
+        self.slow.copy_(slow)
+        excess = (ratio - 1).clamp(min=1e-6)
+        self.importance.copy_((excess / excess[0]).sqrt())
+        points = self.motion(shifts.flatten(0, 1).to(self.slow.device)) * self.importance
+        known = (moving * (explained > 0.5)).flatten()
+        self.motions[1:] = k_means(points.cpu(), known, self.n_actions - 1).to(points)
+        # and what no shift explains: a sword, say
+        self.motions[0] = self.motion(torch.zeros_like(self.mean_shifts)) * self.importance
+        if dist.is_initialized():  # other ranks may have rounded otherwise
+            for found in self.mean_shifts, self.slow, self.importance, self.motions:
+                dist.broadcast(found, 0)
 
     def reveal(self, changed):
         """A third of the masks (S,1,h,w) as they are, a third with a random box added, a third with
@@ -414,14 +538,13 @@ class LatentActionModel(nn.Module):
         shown = (third == 1) & box | (third == 2)
         return torch.maximum(changed, shown[:, None].float())
 
-    def latents(self, after, changed, costs, explained):
-        """What `compare` returns -> (S,d), each of the d numbers with mean 0 and variance 1 over
-        the batch (over the running statistics at evaluation): no code can die, and none can take
-        over, without an auxiliary loss."""
-        # three quarters is as good as all, in a video
-        motion = costs * (explained / 0.75).clamp(max=1) ** 4
+    def latents(self, after, changed, motion):
+        """What `look` returns -> (S,n_actions), each of the numbers with mean 0 and variance 1
+        over what moves in the batch (over the running statistics at evaluation): no code can die,
+        and none can take over, without an auxiliary loss."""
+        moving = self.moving(changed)[:, None] + 1e-6  # nothing moves: all count
         if self.training:
-            blind = torch.rand(len(costs), 1, device=costs.device) < 0.5
+            blind = torch.rand(len(motion), 1, device=motion.device) < 0.5
             motion = motion.masked_fill(blind, 0)
             changed = torch.where(blind[..., None, None], self.reveal(changed), changed)
         picture = self.after(torch.cat([after * changed, changed], 1))
@@ -429,27 +552,42 @@ class LatentActionModel(nn.Module):
         picture = picture.float().amax((2, 3))
         z = self.encoder(torch.cat([norm(picture), motion], 1)).float()
         if self.training:
-            moments = torch.stack([z.mean(0), z.square().mean(0)])
+            moments = z, z.square(), torch.ones_like(z)
+            moments = torch.stack([(moving * x).sum(0) for x in moments])
             if dist.is_initialized():  # the same statistics on all ranks
-                moments = dist_nn.all_reduce(moments) / dist.get_world_size()
-            mean, var = moments[0], moments[1] - moments[0] ** 2
+                moments = dist_nn.all_reduce(moments)
+            mean, square = moments[:2] / moments[2]
+            var = square - mean ** 2
             with torch.no_grad():
-                self.mean.lerp_(mean, 0.01)
-                self.var.lerp_(var, 0.01)
+                self.mean.lerp_(mean, 0.05)
+                self.var.lerp_(var, 0.05)
         else:
             mean, var = self.mean, self.var
-        return (z - mean) * (var + 1e-5).rsqrt()
+        return (z - mean) * (var.clamp(min=0) + 1e-5).rsqrt()
+
+    def quantise(self, z):
+        """Latents (S,n_actions) -> the log probability of each action (S,n_actions), codes
+        (S,n_actions), 1 for the likeliest and else 0, whose gradient is that of the probabilities,
+        and actions (S,)."""
+        log_p = (3 * z).log_softmax(1)
+        p, actions = log_p.exp(), z.argmax(1)
+        return log_p, self.codes(actions) + p - p.detach(), actions
+
+    def codes(self, actions):
+        """Actions (...) -> codes (...,n_actions)."""
+        # F.one_hot would wait for the GPU
+        return (actions[..., None] == torch.arange(self.n_actions, device=actions.device)).float()
 
     def encode(self, clip):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
-        return self.fsq(self.latents(*self.compare(clip)))[1].view(len(clip), -1)
+        return self.latents(*self.look(clip)[:3]).argmax(1).view(len(clip), -1)
 
     def predict(self, clip, codes):
         """`next_frames` for those outside: with FSDP their call gathers the weights first."""
         return self.next_frames(clip, codes)
 
     def next_frames(self, clip, codes):
-        """Frames t (B,T,C,H,W) and the codes (B,T,d) of what is done -> frames t+1."""
+        """Frames t (B,T,C,H,W) and the codes (B,T,n_actions) of what is done -> frames t+1."""
         c = self.config
         x = self.embed(patchify(clip, c.patch_size)) + self.pos + self.from_code(codes)[:, :, None]
         for block in self.blocks:
@@ -459,22 +597,28 @@ class LatentActionModel(nn.Module):
     def forward(self, clip, pair=None, label=None):
         """clip (B,T,C,H,W) -> loss, metrics. Where a few transitions have a label, some of these,
         pair (b,2,C,H,W), and what they are called, label (b,) in [0,n_classes)."""
-        B, T = clip.shape[:2]
-        seen = self.compare(clip)
-        costs, explained = seen[2:]
+        B, S = len(clip), clip.size(1) - 1
+        *seen, explained = self.look(clip)
+        changed, motion = seen[1:]
         if pair is not None:  # one batch, normalised together
-            seen = [torch.cat(both) for both in zip(seen, self.compare(pair))]
-        codes, actions = self.fsq(self.latents(*seen))
-        n = B * (T - 1)
-        codes, actions, labelled = codes[:n], actions[:n], codes[n:]
-        # 1. which displacement explains the change? The more it explains, the more it counts
-        motion_loss = F.cross_entropy(self.explain(codes).float(), (-12 * costs).softmax(1),
-                                      reduction='none')
-        motion_loss = (explained[:, 0] ** 4 * motion_loss).mean()
-        # 2. frame t+1. Every transition counts the same, a step of the hero as much as a new screen
-        predicted = self.next_frames(clip[:, :-1], codes.view(B, T - 1, -1))
-        error = (predicted - clip[:, 1:]).square().mean(2)
-        changed = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1).float()
+            seen = [torch.cat(both) for both in zip(seen, self.look(pair))]
+        log_p, codes, actions = self.quantise(self.latents(*seen))
+        labelled, actions = codes[B * S:], actions[:B * S]
+        log_p, codes = (x[:B * S].view(B, S, -1) for x in (log_p, codes))
+        # 1. what does the teacher say of this transition and its neighbours? The more its
+        # displacement explains, the more it counts
+        taught = self.teach(motion).view(B, 1, S).expand(B, S, S)
+        error = -log_p.gather(2, taught) * explained.view(B, 1, S) ** 2
+        t = torch.arange(S, device=clip.device)
+        distance = (t[:, None] - t).abs()
+        weight = (distance == 1) + 0.5 * (distance == 0)
+        weight = weight / weight.sum(1, keepdim=True) * self.moving(changed).view(B, S, 1)
+        motion_loss = (weight * error).sum(2).mean()
+        # 2. the last frame. Every transition counts the same, a step of the hero as much as a new
+        # screen. One of a clip is enough: all of them take half as long again
+        before, last = clip[:, -2:-1], clip[:, -1:]
+        error = (self.next_frames(before, codes[:, -1:]) - last).square().mean(2)
+        changed = ((last - before).abs().amax(2) > 0.1).float()
         weight = changed / (changed.sum((2, 3), keepdim=True) + 64) + 0.1 / changed[0, 0].numel()
         pixel_loss = (weight * error).sum((2, 3)).mean()
         # more weight on 2 and the codes turn relative: "turned" gets one of its own
@@ -1265,18 +1409,19 @@ def tokenizer_flops(model, B, T):
 
 def latent_actions_flops(model, B, T):
     """The same; what compares the frames is no matrix product."""
-    c, n_costs, S = model.config, model.n_costs, B * (T - 1)
-    N, P, D, d = len(model.pos), 3 * c.patch_size ** 2, c.n_embd, len(c.action_levels)
+    c, n, S = model.config, model.n_actions, B * (T - 1)
+    N, P, D = len(model.pos), 3 * c.patch_size ** 2, c.n_embd
     s = max(1, round(min(c.height, c.width) / 64))
     h, w = c.height // s, c.width // s
     half = -(-h // 2) * -(-w // 2)  # places after the first convolution
     quarter = -(-h // 4) * -(-w // 4)  # and after the second
-    first = 2 * S * (half * 4 * 32 * 25 + N * P * D)  # pixels need no gradient
-    encoder = quarter * (32 * 64 + 64 * 64) * 9 + (64 + n_costs) * D + D * D + D * d
-    explain = d * D + D * n_costs
-    decoder = d * D + N * (c.n_layer * block_flops(D, N) + D * P)
-    others = 2 * S * (encoder + explain + decoder)
-    return first + others, 2 * first + 3 * others
+    # pixels need no gradient
+    first = 2 * (S * half * 4 * 32 * 25 + B * N * P * D)
+    motion = 2 * S * model.n_shifts * model.n_slow  # and has no weights
+    encoder = quarter * (32 * 64 + 64 * 64) * 9 + (64 + model.n_slow) * D + D * D + D * n
+    decoder = n * D + N * (c.n_layer * block_flops(D, N) + D * P)  # of one transition a clip
+    others = 2 * (S * encoder + B * decoder)
+    return motion + first + others, motion + 2 * first + 3 * others
 
 
 def dynamics_flops(model, B, T=None):
