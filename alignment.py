@@ -60,3 +60,10 @@ def voted_right(codes, labels, voters):
     what each code means; a code without a vote means the first label."""
     votes = confusion(codes[voters], labels[voters], codes.max() + 1, labels.max() + 1).argmax(1)
     return votes[codes[~voters]] == labels[~voters]
+
+
+def consistency(codes, shifts):
+    """Does a code do the same thing everywhere? The share of the transitions that go by the
+    displacement, shifts (n,), that is the most frequent for their code. No labels needed."""
+    counts = confusion(codes, shifts)
+    return counts.max(1).sum() / max(1, counts.sum())

@@ -31,6 +31,7 @@ import data
 import files
 import pictures
 import scores
+from model import LatentActionModel
 from recordings import game
 from recordings.reading import find_hero
 from scores import table
@@ -262,15 +263,17 @@ def align(key, codes, labels):
     measure(f'{key}.one_to_one', alignment.pairs_share, codes, labels)
 
 
+codes, changed, shifts = [], [], []  # changed: share of the pixels
+with torch.no_grad(), ctx:
+    for i in range(0, len(transitions), 64):
+        clip, taken = true_clips(transitions[i:i + 64], 2)
+        codes.append(taken[:, 0].cpu().numpy())
+        differs = (clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1
+        changed.append(differs.float().mean((1, 2)).cpu().numpy())
+        shifts.append(LatentActionModel.best_shift(clip)[:, 0].cpu().numpy())
+codes, changed, shifts = (np.concatenate(parts) for parts in (codes, changed, shifts))
+
 if action_source == 'latent' and recording.has_labels and frame_stride == 1:
-    codes, changed = [], []  # changed: share of the pixels
-    with torch.no_grad(), ctx:
-        for i in range(0, len(transitions), 64):
-            clip, taken = true_clips(transitions[i:i + 64], 2)
-            codes.append(taken[:, 0].cpu().numpy())
-            differs = (clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1
-            changed.append(differs.float().mean((1, 2)).cpu().numpy())
-    codes, changed = np.concatenate(codes), np.concatenate(changed)
     labels = recording.actions[transitions]
     n_labels = int(recording.actions.max()) + 1
     label_names = recording.action_names or [str(i) for i in range(n_labels)]
@@ -292,6 +295,27 @@ if action_source == 'latent' and recording.has_labels and frame_stride == 1:
     moved_counts = alignment.confusion(codes[moved], labels[moved], n_actions, n_labels)
     report['align'].update(n=len(codes), labels=label_names)
     report['align']['moved'].update(n=int(moved.sum()), confusion=moved_counts.tolist())
+
+# -----------------------------------------------------------------------------
+# does an action do the same thing everywhere? That can be asked without any label
+
+
+def same_everywhere(key, codes, shifts):
+    """How often an action does what it does most often, where one displacement explains most."""
+    told = shifts >= 0
+    if told.sum() > 1:
+        measure(f'{key}.share', alignment.consistency, codes[told], shifts[told])
+        report[key].update(n=len(told), told=int(told.sum()),
+                           chance=alignment.consistency(0 * codes[told], shifts[told]))
+
+
+same_everywhere('consistency', codes, shifts)
+picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
+dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
+dreamed = torch.from_numpy(dreams).flatten(0, 1).permute(0, 1, 4, 2, 3) / 127.5 - 1
+shifts = LatentActionModel.best_shift(dreamed).flatten().numpy()
+held = np.arange(n_actions).repeat(len(shifts) // n_actions)
+same_everywhere('dreamed_consistency', held, shifts)
 
 # -----------------------------------------------------------------------------
 # the built-in game knows where its hero is: does he go where the action says?
@@ -416,6 +440,13 @@ if 'obey' in report:
     of_each = ', '.join(f'{name} {share:.2f}' for name, share in report['obey_by_action'].items())
     card += ['', f'Obedience: with an action held for {hold} frames the hero is where it says in '
              f'{cell("obey")} of them; he stays where the way is blocked in {stays}. {of_each}.']
+titles_of = dict(consistency='on recorded transitions', dreamed_consistency='in imagination')
+found = [f'{cell(f"{key}.share")} {title} ({report[key]["chance"]:.2f} if actions meant nothing)'
+         for key, title in titles_of.items() if key in report]
+if found:
+    card += ['', 'Does an action do the same thing everywhere? This needs no label: where one '
+             'displacement explains the change, it is the one that is usual for the action in '
+             f'{", ".join(found)}.']
 if 'align' in report:
     agreement = ('nmi', 'accuracy', 'from_200', 'one_to_one')
     rows = [[title, *(cell(f'{key}.{name}', 3) for name in agreement), where.sum()]
@@ -463,8 +494,6 @@ def draw_psnr(path):
 
 
 draw_psnr(os.path.join(folder, 'psnr.png'))
-picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
-dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
 every_second = dreams[:, :, ::2].reshape(n_actions, -1, *dreams.shape[3:])
 atlas = pictures.grid(list(every_second), labels=titles)
 moving = [pictures.grid(list(dreams[:, :, t]), labels=titles) for t in range(1 + atlas_frames)]

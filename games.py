@@ -10,7 +10,9 @@ holds each for some frames. Then, for each seed, stage 2 is trained as its scrip
 labels and with `n_labels` of them; beside it a small CNN with the same few labels, and with all of
 them: the ceiling. All are judged on the same held-out transitions, those in which more than 0.2% of
 the pixels changed: on a picture that stands still nobody can know what was pressed. What a latent
-action means is what most training transitions of its kind have for a label.
+action means is what most training transitions of its kind have for a label. Consistency is all that
+can be said without labels: of the transitions that one displacement explains, the share that goes
+by the one usual for the latent action.
 
     share = (accuracy - most frequent label) / (ceiling - most frequent label)
 
@@ -73,14 +75,20 @@ heads = [text.format(n_labels=n_labels) for text in trial.METHODS.values()]
 rows = []
 for f in report:
     about = f['about_latent']
-    nmi, used, minutes = (np.mean([a[key] for a in about]) for key in ('nmi', 'used', 'minutes'))
+    nmi, used, same, minutes = (np.mean([a[key] for a in about])
+                                for key in ('nmi', 'used', 'consistency', 'minutes'))
     shares = [f'{f[f"share_{m}"]:.2f}' if f['counted'] else '-'
               for m in ('latent', 'anchored', 'few')]
     rows.append([f['name'], f['n'], f['cells']['most_frequent'],
                  *(f['cells'][m] for m in trial.METHODS), *shares, f'{nmi:.2f}', f'{used:.1f}',
-                 f'{minutes:.1f}'])
+                 f'{same:.2f}', f'{minutes:.1f}'])
 lines += table(['game', 'transitions', 'most frequent label', *heads, 'share: latent',
-                'with labels', 'CNN', 'NMI', 'codes used', 'minutes'], *rows)
+                'with labels', 'CNN', 'NMI', 'codes used', 'consistency', 'minutes'], *rows)
+if len(report) > 2:
+    same = [np.mean([a['consistency'] for a in f['about_latent']]) for f in report]
+    right = [np.mean(f['accuracy']['latent']) for f in report]
+    lines += ['', 'Rank correlation of consistency with the accuracy of latent over the games: '
+              f'{trial.rank_correlation(same, right):.2f}.']
 print('\n'.join(lines))
 os.makedirs(out_dir, exist_ok=True)
 for end, text in (('json', json.dumps(report, indent=1)), ('md', '\n'.join([*lines, '']))):

@@ -119,9 +119,11 @@ def get_batch(split, it, micro_step):
 height, width = recording.frames.shape[1:3]
 model = LatentActionModel(LatentActionConfig(height, width, patch_size, action_levels, n_layer,
                                              n_head, n_embd, n_classes)).to(device)
-lesson = data.lively(recording, starts['train'], 1024, seed, frame_stride)  # on what moves, and how
-model.find_motions(data.clips(frames, lesson[i:i + 32], seq_len, frame_stride, device)
-                   for i in range(0, len(lesson), 32))
+model.find_motions(data.clips(frames, t, seq_len, frame_stride, device) for t in data.lively(
+    recording, starts['train'], 1024, seed, frame_stride).reshape(-1, 32))
+if n_labels:
+    model.hear_labels((data.clips(frames, t, 2, frame_stride, device),
+                       torch.from_numpy(labels[t]).to(device)) for t in labelled[:, None])
 chance = None  # nats: the loss of a guess, for stages with a cross-entropy
 about = dict(stage=stage, config=config, model_args=asdict(model.config),
              data_id=recording.data_id, parents={})

@@ -409,6 +409,9 @@ class LatentActionModel(nn.Module):
 
     What does not move is left to the second task of the code: to tell a decoder what it needs to
     draw frame t+1 from frame t.
+
+    Where a few transitions have a label, it is the number of their action, and they tell how often
+    the teacher says what of a label (`hear_labels`).
     """
 
     # how far things are looked for: (reach, step, blur) in pixels of the frame at 64 pixels. What
@@ -436,7 +439,11 @@ class LatentActionModel(nn.Module):
         self.register_buffer('mean', torch.zeros(n))
         self.register_buffer('var', torch.ones(n))
         if c.n_classes:
-            self.classify = nn.Linear(n, c.n_classes)
+            if c.n_classes > n:
+                raise SizeError(f'config: found action_levels={c.action_levels}, {n} actions, for '
+                                f'{c.n_classes} different labels\nexpected an action for each: use '
+                                f'--action_levels=({c.n_classes},), or --n_labels=0')
+            self.register_buffer('says', torch.ones(n, n) / n)
         self.embed = nn.Linear(patch, c.n_embd)
         self.pos = nn.Parameter(0.02 * torch.randn(n_tokens, c.n_embd))
         self.from_code = nn.Linear(n, c.n_embd)
@@ -445,8 +452,9 @@ class LatentActionModel(nn.Module):
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
+    @classmethod
     @torch.no_grad()
-    def compare(self, clip):
+    def compare(cls, clip):
         """What there is to see of each transition; nothing is learned here.
 
         clip (B,T,C,H,W), S = B*(T-1) -> after (S,C,h,w): frame t+1; changed (S,1,h,w): 1 where it
@@ -459,7 +467,7 @@ class LatentActionModel(nn.Module):
         a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)  # (S,C,h,w)
         changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()  # of a range of 2
         shifts, left = [], 1
-        for scale, together in (self.near, 1), (self.far, self.together):
+        for scale, together in (cls.near, 1), (cls.far, cls.together):
             costs = matching_costs(a, b, changed, *scale)
             still = costs[:, costs.size(1) // 2, costs.size(2) // 2]
             explained = (1 - costs.amin((1, 2)) / (still + 1e-3)).clamp(0, 1)
@@ -473,6 +481,13 @@ class LatentActionModel(nn.Module):
             trust = (explained / 0.75).clamp(max=1)
             shifts.append((-12 * costs).softmax(1) * trust[:, None])
         return b, changed, torch.cat(shifts, 1), 1 - left
+
+    @classmethod
+    def best_shift(cls, clip):
+        """Clip (B,T,C,H,W) -> the number of the displacement (B,T-1) that explains more than half
+        of the change, or -1: what happened, as far as it can be said without learning."""
+        shifts, explained = cls.compare(clip)[2:]
+        return torch.where(explained > 0.5, shifts.argmax(1), -1).view(len(clip), -1)
 
     def moving(self, changed):
         """Masks (S,1,h,w) -> (S,), 1 where so much has changed that something can be known."""
@@ -525,6 +540,20 @@ class LatentActionModel(nn.Module):
         if dist.is_initialized():  # other ranks may have rounded otherwise
             for found in self.mean_shifts, self.slow, self.importance, self.motions:
                 dist.broadcast(found, 0)
+
+    @torch.no_grad()
+    def hear_labels(self, pairs):
+        """What the teacher says of transitions whose label is known, from an iterable of pairs of
+        frames (b,2,C,H,W) and labels (b,): `says` (n_actions,n_actions), of an action, how often
+        which motion. A label that is rare is taken to be like all for the most part."""
+        counts = torch.zeros_like(self.says)
+        for pair, label in pairs:
+            taught = self.teach(self.look(pair)[2])
+            counts.index_put_((label, taught), torch.ones_like(taught, dtype=counts.dtype), True)
+        counts += 4 * (counts.sum(0) + 1) / (counts.sum() + self.n_actions)
+        self.says.copy_(counts / counts.sum(1, keepdim=True))
+        if dist.is_initialized():
+            dist.broadcast(self.says, 0)
 
     def reveal(self, changed):
         """A third of the masks (S,1,h,w) as they are, a third with a random box added, a third with
@@ -603,8 +632,10 @@ class LatentActionModel(nn.Module):
         if pair is not None:  # one batch, normalised together
             seen = [torch.cat(both) for both in zip(seen, self.look(pair))]
         log_p, codes, actions = self.quantise(self.latents(*seen))
-        labelled, actions = codes[B * S:], actions[:B * S]
+        labelled, actions = log_p[B * S:], actions[:B * S]
         log_p, codes = (x[:B * S].view(B, S, -1) for x in (log_p, codes))
+        if pair is not None:
+            log_p = (log_p.exp() @ self.says).log()  # of the motion
         # 1. what does the teacher say of this transition and its neighbours? The more its
         # displacement explains, the more it counts
         taught = self.teach(motion).view(B, 1, S).expand(B, S, S)
@@ -625,7 +656,7 @@ class LatentActionModel(nn.Module):
         loss = motion_loss + 0.1 * pixel_loss
         # 3. what is it called, where that is known? So a code is what a key does
         if pair is not None:
-            loss = loss + F.cross_entropy(self.classify(labelled).float(), label)
+            loss = loss + 0.2 * F.nll_loss(labelled, label)
         used, entropy = code_usage(actions, self.n_actions)
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}

@@ -16,6 +16,7 @@ import alignment
 import configurator
 import data
 import world
+from model import LatentActionModel
 from recordings.gym import record_gym
 
 # the id; how it is recorded: 15 frames a second of Atari's 60, 9 of Doom's 35; in Crafter who may
@@ -135,6 +136,15 @@ def codes_of(recording, out):
     return np.asarray(codes, np.int64)
 
 
+@torch.no_grad()
+def shifts_of(recording, starts):
+    """By which displacement things move in transitions, by their first frames (n,): (n,), -1 where
+    none explains half of the change."""
+    return np.concatenate([
+        LatentActionModel.best_shift(data.clips(recording.frames, some, 2, 1, 'cpu'))[:, 0].numpy()
+        for some in np.array_split(starts, len(starts) // 128 + 1)])
+
+
 def examine(name, path, out, seed, n_labels, settings, cnn_updates):
     """All methods on one game with one seed, a dict: which of the held-out transitions are right,
     NMI, codes used, minutes."""
@@ -144,6 +154,9 @@ def examine(name, path, out, seed, n_labels, settings, cnn_updates):
     picks = np.concatenate([t['train'], t['val']])
     voters = np.arange(len(picks)) < len(t['train'])
     labels, val = recording.actions[picks].astype(np.int64), t['val']
+    n_classes = len(np.unique(recording.actions))
+    if n_classes > 8:  # an action for each, with labels and without
+        settings = [*settings, f'--action_levels=({n_classes},)']
     few = data.few_labels(recording, n_labels, 1, seed)[0]  # the same for both
     found = dict(most_frequent=labels[~voters] == np.bincount(labels[~voters]).argmax())
     for method, given in (('latent', 0), ('anchored', n_labels)):
@@ -151,8 +164,11 @@ def examine(name, path, out, seed, n_labels, settings, cnn_updates):
         minutes = train_stage_2(path, folder, seed, f'--n_labels={given}', *settings)
         codes = codes_of(recording, folder)[picks]
         found[method] = alignment.voted_right(codes, labels, voters)
-        found[f'about_{method}'] = dict(nmi=alignment.nmi(codes[~voters], labels[~voters]),
-                                        used=len(np.unique(codes)), minutes=minutes)
+        shifts = shifts_of(recording, val)
+        found[f'about_{method}'] = dict(
+            nmi=alignment.nmi(codes[~voters], labels[~voters]), used=len(np.unique(codes)),
+            consistency=alignment.consistency(codes[~voters][shifts >= 0], shifts[shifts >= 0]),
+            minutes=minutes)
     found['few'] = learn_from_labels(recording, few, val, seed, cnn_updates // 3)
     found['ceiling'] = learn_from_labels(recording, t['train'], val, seed, cnn_updates)
     return found
@@ -174,6 +190,11 @@ def resampled(right, rng, n=500, block=20):
 def cell(right, rng):
     low, high = np.percentile(resampled(right, rng), [2.5, 97.5])
     return f'{right.mean():.2f} [{low:.2f}, {high:.2f}]'
+
+
+def rank_correlation(x, y):
+    """Spearman's (1904), of numbers without ties."""
+    return float(np.corrcoef(np.argsort(np.argsort(x)), np.argsort(np.argsort(y)))[0, 1])
 
 
 def summarise(name, runs):

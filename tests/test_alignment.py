@@ -41,3 +41,10 @@ def test_voted_right():
     labels = np.array([3, 3, 1, 2, 2, 0, 3, 3, 0, 1])
     voters = np.arange(10) < 6
     assert alignment.voted_right(codes, labels, voters).tolist() == [True, False, True, False]
+
+
+def test_consistency_is_the_share_that_does_what_its_code_does_most():
+    codes, shifts = np.array([0, 0, 0, 1, 1, 1]), np.array([40, 40, 7, 7, 7, 7])
+    assert alignment.consistency(codes, shifts) == pytest.approx(5 / 6)
+    assert alignment.consistency(0 * codes, shifts) == pytest.approx(4 / 6)
+    assert alignment.consistency(shifts, shifts) == 1

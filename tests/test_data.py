@@ -275,6 +275,14 @@ def test_few_labels_are_of_transitions_that_can_be_seen(tmp_path):
         data.few_labels(recording, 50, 2, 0)
 
 
+def test_lively_starts_come_before_those_at_which_nothing_changes(tmp_path):
+    recording = data.load(write(tmp_path / 'a.h5', np.repeat(noise(100), 4, 0)))
+    picks = data.lively(recording, data.windows(recording, 'train', 2), 60, 0)
+    assert len(picks) == 60 and data.changed(recording, picks[:40]).all()
+    still = np.arange(0, 300)[np.arange(300) % 4 < 3]
+    assert len(data.lively(recording, still, 10, 0)) == 10  # there are no others
+
+
 @pytest.mark.parametrize('largest', [40, 2**40])
 def test_actions_of_any_size_are_described(tmp_path, largest):
     actions = np.arange(300) % 40

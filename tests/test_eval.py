@@ -233,6 +233,10 @@ def test_eval_writes_its_card(world):
     assert set(report['delta_psnr']) == horizons
     assert report['tokenizer']['psnr'] > 5 and len(report['ci']['world.psnr.1']) == 2
     assert (out / 'eval.md').read_text().strip() in said
+    assert 'Does an action do the same thing everywhere?' in said
+    for key in ('consistency', 'dreamed_consistency'):
+        told = report[key]
+        assert 0 < told['chance'] <= told['share'] <= 1 and 1 < told['told'] <= told['n']
 
 
 @slow

@@ -9,6 +9,7 @@ from launch import refused, run
 
 import data
 import trial
+from model import LatentActionModel
 
 
 @pytest.fixture(scope='module')
@@ -68,6 +69,16 @@ def test_the_table(folder, tmp_path):
     assert report[0]['accuracy'] == report[1]['accuracy']  # the same game under two names
     card = (tmp_path / 'games.md').read_text()
     assert card in done.stdout + '\n' and '| pong |' in card and 'CNN with 20 labels' in card
+
+
+def test_what_moves_how_and_the_rank_correlation(folder):
+    recording = data.load(str(folder / 'pong.h5'))
+    shifts = trial.shifts_of(recording, np.arange(200))
+    clip = data.clips(recording.frames, [150], 2, 1, 'cpu')
+    assert shifts.shape == (200,) and shifts.min() == -1 and shifts.max() > 0
+    assert shifts[150] == LatentActionModel.best_shift(clip)[0, 0]
+    assert trial.rank_correlation([1, 2, 30, 4], [0.1, 0.2, 0.9, 0.3]) == pytest.approx(1)
+    assert trial.rank_correlation([3, 2, 1], [1, 2, 9]) == pytest.approx(-1)
 
 
 def test_a_game_that_is_not_known(tmp_path):

@@ -611,9 +611,28 @@ def test_labels_move_what_makes_the_codes():
         torch.manual_seed(0)
         losses.append(m(clip, clip, called)[0])
     (losses[0] - losses[1]).backward()
-    for p in (*m.after.parameters(), *m.encoder.parameters(), *m.classify.parameters()):
+    for p in (*m.after.parameters(), *m.encoder.parameters()):
         assert p.grad is not None and p.grad.abs().max() > 0
     assert all(p.grad is None or not p.grad.any() for p in m.blocks.parameters())
+
+
+def test_a_label_is_the_number_of_its_action():
+    m = LatentActionModel(LatentActionConfig(action_levels=(3,), n_layer=1, n_embd=32, n_classes=3))
+    clips, label = held(16)
+    m.find_motions([clips])
+    m.hear_labels([(clips[:, 1:3], 1 + label)])
+    said = m.teach(m.look(clips[:, 1:3])[2])  # of going left, mostly one thing, and not of right
+    left, right = (said[label == i].mode()[0] for i in (0, 1))
+    assert m.says[1, left] > 0.5 > m.says[1, right] and m.says[2, right] > 0.5 > m.says[2, left]
+    assert torch.allclose(m.says.sum(1), torch.ones(3))
+    optimizer = torch.optim.AdamW(m.train().parameters(), 3e-3)
+    for _ in range(30):
+        m(clips, clips[:, 1:3], 1 + label)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (m.eval().encode(clips[:, 1:3])[:, 0] == 1 + label).float().mean() > 0.9
+    with pytest.raises(models.SizeError, match='4 different labels'):
+        LatentActionModel(LatentActionConfig(action_levels=(3,), n_classes=4))
 
 
 def test_any_action_levels_and_any_vocabulary():
