@@ -297,27 +297,6 @@ if action_source == 'latent' and recording.has_labels and frame_stride == 1:
     report['align']['moved'].update(n=int(moved.sum()), confusion=moved_counts.tolist())
 
 # -----------------------------------------------------------------------------
-# does an action do the same thing everywhere? That can be asked without any label
-
-
-def same_everywhere(key, codes, shifts):
-    """How often an action does what it does most often, where one displacement explains most."""
-    told = shifts >= 0
-    if told.sum() > 1:
-        measure(f'{key}.share', alignment.consistency, codes[told], shifts[told])
-        report[key].update(n=len(told), told=int(told.sum()),
-                           chance=alignment.consistency(0 * codes[told], shifts[told]))
-
-
-same_everywhere('consistency', codes, shifts)
-picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
-dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
-dreamed = torch.from_numpy(dreams).flatten(0, 1).permute(0, 1, 4, 2, 3) / 127.5 - 1
-shifts = LatentActionModel.best_shift(dreamed).flatten().numpy()
-held = np.arange(n_actions).repeat(len(shifts) // n_actions)
-same_everywhere('dreamed_consistency', held, shifts)
-
-# -----------------------------------------------------------------------------
 # the built-in game knows where its hero is: does he go where the action says?
 
 
@@ -384,6 +363,27 @@ if holds_checkpoint(os.path.join(out_dir, 'policy')):
             temperature)
     except (checkpoint.CheckpointError, data.DataError) as e:  # the world has its card all the same
         player_lines = ['', f'The player was not measured: {" ".join(str(e).split())}']
+
+# -----------------------------------------------------------------------------
+# does an action do the same thing everywhere? That can be asked without any label
+
+
+def same_everywhere(key, codes, shifts):
+    """How often an action does what it does most often, where one displacement explains most."""
+    told = shifts >= 0
+    if told.sum() > 1:
+        measure(f'{key}.share', alignment.consistency, codes[told], shifts[told])
+        report[key].update(n=len(told), told=int(told.sum()),
+                           chance=alignment.consistency(0 * codes[told], shifts[told]))
+
+
+same_everywhere('consistency', codes, shifts)
+picks = starts[np.linspace(0, len(starts) - 1, atlas_starts + 2).astype(int)[1:-1]]
+dreams = np.stack([imagine_held(picks, code, atlas_frames) for code in range(n_actions)])
+dreamed = torch.from_numpy(dreams).flatten(0, 1).permute(0, 1, 4, 2, 3) / 127.5 - 1
+shifts = LatentActionModel.best_shift(dreamed).flatten().numpy()
+held = np.arange(n_actions).repeat(len(shifts) // n_actions)
+same_everywhere('dreamed_consistency', held, shifts)
 
 # -----------------------------------------------------------------------------
 # the card
