@@ -35,7 +35,7 @@ frame_stride = 1  # every how many frames of the recording
 n_labels = 0  # transitions whose label may be seen; 0 = none
 # model
 patch_size = 8  # pixels, of the decoder; divides height and width
-action_levels = (2, 2, 2)  # FSQ; the number of actions is their product
+action_levels = (2, 2, 2)  # the number of actions is their product
 n_layer = 2
 n_head = 4
 n_embd = 128

@@ -136,7 +136,6 @@ def codes_of(recording, out):
     return np.asarray(codes, np.int64)
 
 
-@torch.no_grad()
 def shifts_of(recording, starts):
     """By which displacement things move in transitions, by their first frames (n,): (n,), -1 where
     none explains half of the change."""
@@ -158,13 +157,13 @@ def examine(name, path, out, seed, n_labels, settings, cnn_updates):
     if n_classes > 8:  # an action for each, with labels and without
         settings = [*settings, f'--action_levels=({n_classes},)']
     few = data.few_labels(recording, n_labels, 1, seed)[0]  # the same for both
+    shifts = shifts_of(recording, val)
     found = dict(most_frequent=labels[~voters] == np.bincount(labels[~voters]).argmax())
     for method, given in (('latent', 0), ('anchored', n_labels)):
         folder = os.path.join(out, f'{name}-{method}-{seed}')
         minutes = train_stage_2(path, folder, seed, f'--n_labels={given}', *settings)
         codes = codes_of(recording, folder)[picks]
         found[method] = alignment.voted_right(codes, labels, voters)
-        shifts = shifts_of(recording, val)
         found[f'about_{method}'] = dict(
             nmi=alignment.nmi(codes[~voters], labels[~voters]), used=len(np.unique(codes)),
             consistency=alignment.consistency(codes[~voters][shifts >= 0], shifts[shifts >= 0]),
