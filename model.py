@@ -410,15 +410,15 @@ class LatentActionModel(nn.Module):
     What does not move is left to the second task of the code: to tell a decoder what it needs to
     draw frame t+1 from frame t.
 
-    Where a few transitions have a label, it is the number of their action, and they tell how often
-    the teacher says what of a label (`hear_labels`).
+    Where a few transitions have a label, it is the number of their action, and the teacher goes by
+    them (`hear_labels`).
     """
 
     # how far things are looked for: (reach, step, blur) in pixels of the frame at 64 pixels. What
     # moves far is large, so it may be looked for more coarsely, and 3 by 3 displacements are one
     near, far, together = (4, 1, 2), (14, 2, 4), 3
     n_shifts = 9 ** 2 + 5 ** 2
-    n_slow = 5  # directions in which the displacements of neighbours are alike
+    n_slow = 10  # directions in which the displacements of neighbours are alike
 
     def __init__(self, config):
         super().__init__()
@@ -428,8 +428,7 @@ class LatentActionModel(nn.Module):
         n_tokens = c.height * c.width // c.patch_size ** 2
         self.register_buffer('mean_shifts', torch.zeros(self.n_shifts))
         self.register_buffer('slow', torch.zeros(self.n_shifts, self.n_slow))
-        self.register_buffer('importance', torch.ones(self.n_slow))
-        self.register_buffer('motions', torch.zeros(n, self.n_slow))
+        self.register_buffer('teacher', torch.zeros(self.n_slow + 1, n))
         self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(),
                                    nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
                                    nn.Conv2d(64, 64, 3, 1, 1))
@@ -438,12 +437,10 @@ class LatentActionModel(nn.Module):
                                      nn.Linear(c.n_embd, n))
         self.register_buffer('mean', torch.zeros(n))
         self.register_buffer('var', torch.ones(n))
-        if c.n_classes:
-            if c.n_classes > n:
-                raise SizeError(f'config: found action_levels={c.action_levels}, {n} actions, for '
-                                f'{c.n_classes} different labels\nexpected an action for each: use '
-                                f'--action_levels=({c.n_classes},), or --n_labels=0')
-            self.register_buffer('says', torch.ones(n, n) / n)
+        if c.n_classes > n:
+            raise SizeError(f'config: found action_levels={c.action_levels}, {n} actions, for '
+                            f'{c.n_classes} different labels\nexpected an action for each: use '
+                            f'--action_levels=({c.n_classes},), or --n_labels=0')
         self.embed = nn.Linear(patch, c.n_embd)
         self.pos = nn.Parameter(0.02 * torch.randn(n_tokens, c.n_embd))
         self.from_code = nn.Linear(n, c.n_embd)
@@ -499,8 +496,9 @@ class LatentActionModel(nn.Module):
             return torch.tanh((shifts - self.mean_shifts) @ self.slow)
 
     def teach(self, motion):
-        """(S,n_slow) -> (S,) which of the motions it is."""
-        return (motion * self.importance - self.motions[:, None]).square().sum(2).argmin(0)
+        """(S,n_slow) -> (S,) which action it looks like."""
+        # no matrix product: autocast would round it
+        return ((motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]).argmax(1)
 
     def look(self, clip):
         """`compare`, with the motion in place of the shifts."""
@@ -520,8 +518,8 @@ class LatentActionModel(nn.Module):
         for clip in clips:
             after, changed, shifts, explained = self.compare(clip)
             seen.append([x.view(len(clip), clip.size(1) - 1, -1).cpu()
-                         for x in (shifts, explained, self.moving(changed))])
-        shifts, explained, moving = (torch.cat(x) for x in zip(*seen))
+                         for x in (shifts, self.moving(changed))])
+        shifts, moving = (torch.cat(x) for x in zip(*seen))
         mean = (moving * shifts).sum((0, 1)) / moving.sum().clamp(min=1)
         both = moving[:, 1:] * moving[:, :-1]
         x, step = moving * (shifts - mean), both * (shifts[:, 1:] - shifts[:, :-1])
@@ -531,29 +529,34 @@ class LatentActionModel(nn.Module):
         self.mean_shifts.copy_(mean)
         self.slow.copy_(slow)
         excess = (ratio - 1).clamp(min=1e-6)
-        self.importance.copy_((excess / excess[0]).sqrt())
-        points = self.motion(shifts.flatten(0, 1).to(self.slow.device)) * self.importance
-        known = (moving * (explained > 0.5)).flatten()
-        self.motions[1:] = k_means(points.cpu(), known, self.n_actions - 1).to(points)
-        # and what no shift explains: a sword, say
-        self.motions[0] = self.motion(torch.zeros_like(self.mean_shifts)) * self.importance
-        if dist.is_initialized():  # other ranks may have rounded otherwise
-            for found in self.mean_shifts, self.slow, self.importance, self.motions:
-                dist.broadcast(found, 0)
+        importance = (excess / excess[0]).sqrt().float()
+        points = self.motion(shifts.flatten(0, 1).to(self.slow.device)).cpu() * importance
+        # what no displacement explains may make a group as well: a sword, say
+        centres = k_means(points, moving.flatten(), self.n_actions)
+        # the nearest centre c of a point x has the largest 2xc - cc
+        self.teacher[:-1] = 2 * (importance * centres).T
+        self.teacher[-1] = -centres.square().sum(1)
+        self.agree()
 
     @torch.no_grad()
     def hear_labels(self, pairs):
-        """What the teacher says of transitions whose label is known, from an iterable of pairs of
-        frames (b,2,C,H,W) and labels (b,): `says` (n_actions,n_actions), of an action, how often
-        which motion. A label that is rare is taken to be like all for the most part."""
-        counts = torch.zeros_like(self.says)
-        for pair, label in pairs:
-            taught = self.teach(self.look(pair)[2])
-            counts.index_put_((label, taught), torch.ones_like(taught, dtype=counts.dtype), True)
-        counts += 4 * (counts.sum(0) + 1) / (counts.sum() + self.n_actions)
-        self.says.copy_(counts / counts.sum(1, keepdim=True))
+        """Another lesson, from transitions whose label is known, an iterable of pairs of frames
+        (b,2,C,H,W) and labels (b,): ridge regression of the labels on the motion."""
+        heard = [(self.look(pair)[2], F.one_hot(label, self.n_actions)) for pair, label in pairs]
+        x, y = (torch.cat(z).double().cpu() for z in zip(*heard))
+        x_mean, y_mean, std = x.mean(0), y.mean(0), x.std(0) + 0.02
+        z = (x - x_mean) / std
+        ridge = z.T @ z + torch.eye(self.n_slow)
+        slope = torch.linalg.solve(ridge, z.T @ (y - y_mean)) / std[:, None]
+        self.teacher[:-1] = slope
+        self.teacher[-1] = y_mean - x_mean @ slope
+        self.agree()
+
+    def agree(self):
+        """All ranks hear the same: others may have rounded otherwise."""
         if dist.is_initialized():
-            dist.broadcast(self.says, 0)
+            for found in self.mean_shifts, self.slow, self.teacher:
+                dist.broadcast(found, 0)
 
     def reveal(self, changed):
         """A third of the masks (S,1,h,w) as they are, a third with a random box added, a third with
@@ -634,17 +637,17 @@ class LatentActionModel(nn.Module):
         log_p, codes, actions = self.quantise(self.latents(*seen))
         labelled, actions = log_p[B * S:], actions[:B * S]
         log_p, codes = (x[:B * S].view(B, S, -1) for x in (log_p, codes))
-        if pair is not None:
-            log_p = (log_p.exp() @ self.says).log()  # of the motion
-        # 1. what does the teacher say of this transition and its neighbours? The more its
-        # displacement explains, the more it counts
+        # 1. what does the teacher say of this transition or its neighbours? The more a displacement
+        # explains, the more it counts. To agree with one of them is enough: a hero who turns does
+        # not go on as before, and if he had to agree with all, "turned" would be an action
         taught = self.teach(motion).view(B, 1, S).expand(B, S, S)
-        error = -log_p.gather(2, taught) * explained.view(B, 1, S) ** 2
         t = torch.arange(S, device=clip.device)
         distance = (t[:, None] - t).abs()
         weight = (distance == 1) + 0.5 * (distance == 0)
-        weight = weight / weight.sum(1, keepdim=True) * self.moving(changed).view(B, S, 1)
-        motion_loss = (weight * error).sum(2).mean()
+        weight = weight / weight.sum(1, keepdim=True) * explained.view(B, 1, S) ** 2
+        total = weight.sum(2) + 1e-6
+        agrees = (weight * log_p.gather(2, taught).exp()).sum(2) / total
+        motion_loss = -(total * self.moving(changed).view(B, S) * (agrees + 1e-6).log()).mean()
         # 2. the last frame. Every transition counts the same, a step of the hero as much as a new
         # screen. One of a clip is enough: all of them take half as long again
         before, last = clip[:, -2:-1], clip[:, -1:]
