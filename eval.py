@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import alignment
 import configurator
 import data
+import faithful
 import files
 import pictures
 import scores
@@ -46,6 +47,7 @@ dataset = 'data/tiny.h5'  # its held-out part
 out_dir = 'out/tiny'
 n_windows = 128  # held-out windows for the rollouts, evenly spread
 n_frames = 16  # frames imagined in each
+n_games = 16  # of the built-in game that are played beside their dreams; 0 = none
 hold = 4  # frames for which an action is held, to see whether the hero obeys
 maskgit_steps = 8
 temperature = 0.5  # 0 = the most likely token
@@ -351,6 +353,34 @@ if layout is not None and with_keys and any(names):
     report['obey_by_action'] = by_action
 
 # -----------------------------------------------------------------------------
+# the same keys to the game and to the dream: how long do they agree?
+
+
+def beside_the_game(picks):
+    return faithful.Both(world, picks, maskgit_steps, temperature, device, seed)
+
+
+together = {}  # who plays -> what faithful.stay_together returned
+if layout is not None and with_keys and any(names) and frame_stride == 1 and n_games:
+    picks = data.windows(recording, 'val', context)
+    picks = picks[np.linspace(0, len(picks) - 1, n_games).astype(int)]
+    for who, kind in (('wanderer', faithful.Wanderer), ('bumper', faithful.Bumper)):
+        with ctx:
+            both = beside_the_game(picks)
+            f = together[who] = faithful.stay_together(both, kind(both.real, seed))
+        key = f'faithful.{who}'
+        measure(f'{key}.median', np.median, f['parted'])
+        report['faithful'][who]['quartiles'] = np.percentile(f['parted'], [25, 75]).tolist()
+        for t in faithful.HORIZONS:
+            measure(f'{key}.agree.{t}', np.mean, f['agree'][:, t - 1])
+            measure(f'{key}.hero.{t}', np.mean, f['hero'][:, t - 1])
+        report['faithful'][who]['parted_at'] = faithful.parted_at(f)
+    with ctx:
+        for kind, right in faithful.one_step(beside_the_game, starts).items():
+            if len(right):
+                measure(f'faithful.one_step.{kind}', np.mean, right)
+
+# -----------------------------------------------------------------------------
 # the player, where there is one
 
 player_lines = []
@@ -440,6 +470,22 @@ if 'obey' in report:
     of_each = ', '.join(f'{name} {share:.2f}' for name, share in report['obey_by_action'].items())
     card += ['', f'Obedience: with an action held for {hold} frames the hero is where it says in '
              f'{cell("obey")} of them; he stays where the way is blocked in {stays}. {of_each}.']
+for who in together:
+    f = report['faithful'][who]
+    low, high = f['quartiles']
+    card += table([f'the same keys to the game and the dream, {who}',
+                   *(f'after {t}' for t in faithful.HORIZONS)],
+                  ['they agree', *(cell(f'faithful.{who}.agree.{t}') for t in faithful.HORIZONS)],
+                  ['a hero is seen', *(cell(f'faithful.{who}.hero.{t}')
+                                       for t in faithful.HORIZONS)])
+    card += ['', f'They part for good after {cell(f"faithful.{who}.median", 0)} frames (median; '
+             f'quartiles {low:.0f} and {high:.0f}). What the key met then, in brackets how often no '
+             'hero was seen: ' + ', '.join(f'{kind} {n} ({lost})' for kind, (n, lost)
+                                           in f['parted_at'].items()) + '.']
+if together:
+    kinds = [k for k in faithful.KINDS if f'faithful.one_step.{k}' in measured]
+    card += table(['one step from a true frame', *kinds],
+                  ['right', *(cell(f'faithful.one_step.{kind}') for kind in kinds)])
 titles_of = dict(consistency='on recorded transitions', dreamed_consistency='in imagination')
 found = [f'{cell(f"{key}.share")} {title} ({report[key]["chance"]:.2f} if actions meant nothing)'
          for key, title in titles_of.items() if key in report]

@@ -333,6 +333,8 @@ class Player:
     People see the trees: a way that is free is chosen far more often than one that is not, and
     turning back is rare."""
     episode_len, own_worlds = 250, False
+    stands = {NOOP: 0.1, SWORD: 0.1}  # what he does for a while without walking, and how often
+    bumps = 0  # share of the frames in which he goes against a wall on purpose, where there is one
 
     def __init__(self, game, seed):
         self.game = game
@@ -354,15 +356,25 @@ class Player:
         for a in (UP, DOWN, LEFT, RIGHT):
             back = (DX[a] == -DX[game.facing]) & (DY[a] == -DY[game.facing])
             weight[:, a] = np.where(self.is_free(a), np.where(back, 0.4, 1.0), 0.03)
-        weight *= 0.8 / weight.sum(1, keepdims=True)
-        weight[:, [NOOP, SWORD]] = 0.1
+        weight *= (1 - sum(self.stands.values())) / weight.sum(1, keepdims=True)
+        weight[:, list(self.stands)] = list(self.stands.values())
         choice = (weight.cumsum(1) < self.rng.random((n, 1))).sum(1)
         choice = choice.clip(max=len(ACTIONS) - 1)
         stands = np.isin(choice, (NOOP, SWORD))
         hold = np.where(stands, self.rng.integers(2, 5, n), self.rng.integers(2, 12, n))
         self.action = np.where(chooses, choice, self.action)
         self.left = np.where(chooses, hold, self.left) - 1
+        if self.bumps:
+            self.bump()
         return PUSH[self.action] if game.stick else self.action
+
+    def bump(self):
+        """Now and then the key of a blocked way instead, for a frame."""
+        wall = np.stack([~self.is_free(key) for key in (UP, DOWN, LEFT, RIGHT)], 1)
+        which = (wall * self.rng.random(wall.shape)).argmax(1) + UP
+        now = wall.any(1) & (self.rng.random(self.game.n) < self.bumps)
+        self.action = np.where(now, which, self.action)
+        self.left = np.where(now, 0, self.left)
 
 
 # -----------------------------------------------------------------------------
