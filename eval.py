@@ -265,6 +265,7 @@ def align(key, codes, labels):
     measure(f'{key}.one_to_one', alignment.pairs_share, codes, labels)
 
 
+moved_counts = None
 codes, changed, shifts = [], [], []  # changed: share of the pixels
 with torch.no_grad(), ctx:
     for i in range(0, len(transitions), 64):
@@ -357,7 +358,8 @@ if layout is not None and with_keys and any(names):
 
 
 def beside_the_game(picks):
-    return faithful.Both(world, picks, maskgit_steps, temperature, device, seed)
+    codes = faithful.codes_of_keys(names, moved_counts)
+    return faithful.Both(world, picks, codes, maskgit_steps, temperature, device, seed)
 
 
 together = {}  # who plays -> what faithful.stay_together returned
@@ -478,10 +480,10 @@ for who in together:
                   ['they agree', *(cell(f'faithful.{who}.agree.{t}') for t in faithful.HORIZONS)],
                   ['a hero is seen', *(cell(f'faithful.{who}.hero.{t}')
                                        for t in faithful.HORIZONS)])
+    parted_at = ', '.join(f'{kind} {n} ({lost})' for kind, (n, lost) in f['parted_at'].items())
     card += ['', f'They part for good after {cell(f"faithful.{who}.median", 0)} frames (median; '
-             f'quartiles {low:.0f} and {high:.0f}). What the key met then, in brackets how often no '
-             'hero was seen: ' + ', '.join(f'{kind} {n} ({lost})' for kind, (n, lost)
-                                           in f['parted_at'].items()) + '.']
+             f'quartiles {low:.0f} and {high:.0f}). What the key met then, in brackets how often '
+             f'no hero was seen: {parted_at or "they never part"}.']
 if together:
     kinds = [k for k in faithful.KINDS if f'faithful.one_step.{k}' in measured]
     card += table(['one step from a true frame', *kinds],

@@ -49,24 +49,31 @@ def compare(real, frames):
     return there & (screen_of(real, frames) == real.screen), facing == real.facing, hero[:, 0] >= 0
 
 
-def codes_of_keys(names):
-    """The action of the world for each key of the game; where none has its name, one that is not
-    known."""
+def codes_of_keys(names, counts=None):
+    """The action of the world for each key of the game: the first that has its name, or that most
+    often goes with it by counts[action, key], if there are any; else one that is not known."""
     words = [name.split(' ')[0] for name in names]
-    return np.array([words.index(k) if k in words else len(names) for k in game.ACTIONS])
+    codes = np.full(len(game.ACTIONS), len(names))
+    for key, word in enumerate(game.ACTIONS):
+        if word in words:
+            codes[key] = words.index(word)
+        elif counts is not None and counts[:, key].any():
+            codes[key] = counts[:, key].argmax()
+    return codes
 
 
 class Both:
-    """n real games and their dreams, from the starts `picks` (n,) of the world's recording."""
+    """n real games and their dreams, from the starts `picks` (n,) of the world's recording. codes:
+    the action for each key."""
 
-    def __init__(self, world, picks, maskgit_steps, temperature, device, seed):
+    def __init__(self, world, picks, codes, maskgit_steps, temperature, device, seed):
         recording, about = world[-1], world[3]
         self.dream = Dream(world, maskgit_steps, temperature, device)
         last = picks + (self.dream.memory - 1) * about['config']['frame_stride']
         state = {key: values[last] for key, values in recording.truth.items()}
         self.real = game.Game(len(picks), state.get('layout', game.layout_of(recording.source)))
         self.real.set_state(state)
-        self.codes = codes_of_keys(about['action_names'])
+        self.codes = codes
         self.dream.begin(picks, seed)
 
     def step(self, keys):

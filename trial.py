@@ -128,20 +128,11 @@ def train_stage_2(path, out, seed, *settings):
     return (time.perf_counter() - t0) / 60
 
 
-def codes_of(recording, out):
-    """The latent action (N,) after each frame."""
-    model, about = world.load_stage(out, 'latent_actions', 'cpu')
-    ctx = torch.autocast('cpu', enabled=False)
-    codes = world.latent_actions(recording, out, model, about['id'], 1, ctx, 'float32', 'cpu')
-    return np.asarray(codes, np.int64)
-
-
-def shifts_of(recording, starts):
-    """By which displacement things move in transitions, by their first frames (n,): (n,), -1 where
-    none explains half of the change."""
-    return np.concatenate([
-        LatentActionModel.best_shift(data.clips(recording.frames, some, 2, 1, 'cpu'))[:, 0].numpy()
-        for some in np.array_split(starts, len(starts) // 128 + 1)])
+@torch.no_grad()
+def of_each(recording, picks, look):
+    """What look(pairs (B,2,C,H,W)) -> (B,1) says of transitions, by their first frames (n,)."""
+    return np.concatenate([look(data.clips(recording.frames, some, 2, 1, 'cpu'))[:, 0].numpy()
+                           for some in np.array_split(picks, len(picks) // 128 + 1)])
 
 
 def examine(name, path, out, seed, n_labels, settings, cnn_updates):
@@ -157,12 +148,13 @@ def examine(name, path, out, seed, n_labels, settings, cnn_updates):
     if n_classes > 8:  # an action for each, with labels and without
         settings = [*settings, f'--action_levels=({n_classes},)']
     few = data.few_labels(recording, n_labels, 1, seed)[0]  # the same for both
-    shifts = shifts_of(recording, val)
+    shifts = of_each(recording, val, LatentActionModel.best_shift)  # -1: none explains half of it
     found = dict(most_frequent=labels[~voters] == np.bincount(labels[~voters]).argmax())
     for method, given in (('latent', 0), ('anchored', n_labels)):
         folder = os.path.join(out, f'{name}-{method}-{seed}')
         minutes = train_stage_2(path, folder, seed, f'--n_labels={given}', *settings)
-        codes = codes_of(recording, folder)[picks]
+        model = world.load_stage(folder, 'latent_actions', 'cpu')[0]
+        codes = of_each(recording, picks, model.encode)
         found[method] = alignment.voted_right(codes, labels, voters)
         found[f'about_{method}'] = dict(
             nmi=alignment.nmi(codes[~voters], labels[~voters]), used=len(np.unique(codes)),

@@ -107,6 +107,10 @@ def test_the_sword_is_looked_for_where_it_should_be():
 def test_a_key_without_an_action_is_one_that_is_not_known():
     codes = faithful.codes_of_keys(['', 'up', 'left 2', 'left', 'down', 'right'])
     assert codes.tolist() == [6, 1, 4, 2, 5, 6]
+    counts = np.zeros((6, 6), int)
+    counts[[0, 1, 1], [SWORD, SWORD, UP]] = 5, 2, 9
+    codes = faithful.codes_of_keys(['', 'up', 'left 2', 'left', 'down', 'right'], counts)
+    assert codes.tolist() == [6, 1, 4, 2, 5, 0]
 
 
 def test_the_bumper_bumps_and_the_wanderer_never_rests():

@@ -73,7 +73,7 @@ def test_the_table(folder, tmp_path):
 
 def test_what_moves_how_and_the_rank_correlation(folder):
     recording = data.load(str(folder / 'pong.h5'))
-    shifts = trial.shifts_of(recording, np.arange(200))
+    shifts = trial.of_each(recording, np.arange(200), LatentActionModel.best_shift)
     clip = data.clips(recording.frames, [150], 2, 1, 'cpu')
     assert shifts.shape == (200,) and shifts.min() == -1 and shifts.max() > 0
     assert shifts[150] == LatentActionModel.best_shift(clip)[0, 0]
