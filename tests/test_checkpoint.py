@@ -226,6 +226,14 @@ def test_best_without_hard_links(tmp_path, monkeypatch):
     )
 
 
+def test_a_second_name_that_it_has_already(tmp_path):
+    """To rename one of two names of a file to the other does nothing, and leaves both."""
+    checkpoint.save(tmp_path, make(1), best=True)
+    for _ in range(3):
+        assert checkpoint.make_best_the_newest(tmp_path, 'dynamics')
+        assert names(tmp_path) == ['best.pt', 'ckpt_00000001.pt']
+
+
 def test_same_iter_saved_twice(tmp_path):
     for loss in (1.0, 2.0):
         checkpoint.save(tmp_path, make(1, metrics={'loss': loss}), best=True)

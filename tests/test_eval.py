@@ -13,6 +13,7 @@ import torch
 from launch import ROOT, recording as make_recording, refused, run, run_after, train
 
 import data
+import faithful
 import pictures
 import world as world_module
 from recordings import game
@@ -23,7 +24,7 @@ slow = pytest.mark.slow
 
 class Frames:
     """A tokenizer without loss: a frame's one token is its number in a list."""
-    config = SimpleNamespace(height=64, width=64, patch_size=8)
+    config = SimpleNamespace(height=64, width=64, patch_size=8, temporal=False)
     vocab_size = 1 << 16
 
     def __init__(self):
@@ -116,7 +117,7 @@ def run_eval(patch, recording, out_dir, *args, spoil=None):
     patch.setattr(world_module, 'load_world', lambda *_: (
         models.tokenizer, models.action_model, models.dynamics, about, data.load(recording)))
     patch.setattr(sys, 'argv', ['eval.py', f'--dataset={recording}', f'--out_dir={out_dir}',
-                                '--device=cpu', *args])
+                                '--device=cpu', '--n_games=0', *args])
     return SimpleNamespace(**runpy.run_path(str(ROOT / 'eval.py')))
 
 
@@ -146,6 +147,37 @@ def test_a_perfect_world(recording, tmp_path, monkeypatch):
     for name in ('atlas.png', 'atlas.gif', 'psnr.png'):
         assert (tmp_path / 'samples' / name).exists()
     assert report['meta']['data_id'] and report['meta']['n_windows'] == 24
+
+
+class Beside:
+    """For faithful.Both: the game beside itself, with a hero who is nowhere after ten steps."""
+
+    def __init__(self, world, picks, codes, *_):
+        assert codes.tolist() == list(range(6))
+        self.real, self.steps = game.Game(len(picks)), 0
+        self.real.reset(0)
+
+    def step(self, keys):
+        self.frames, self.steps = self.real.step(keys), self.steps + 1
+        if self.steps > 10:
+            self.frames = self.frames * 0
+        return faithful.compare(self.real, self.frames)
+
+
+@slow
+def test_how_long_the_dream_is_the_game(recording, tmp_path, monkeypatch):
+    monkeypatch.setattr(faithful, 'Both', Beside)
+    run_eval(monkeypatch, recording, tmp_path, '--n_windows=24', '--n_frames=2', '--n_games=6')
+    report = json.loads((tmp_path / 'eval.json').read_text())
+    for who in ('wanderer', 'bumper'):
+        f = report['faithful'][who]
+        assert f['median'] == 10 and f['quartiles'] == [10, 10]
+        assert f['agree']['4'] == f['hero']['4'] == 1 and f['agree']['16'] == f['hero']['16'] == 0
+        assert sum(n for n, _ in f['parted_at'].values()) == 6
+        assert all(n == lost for n, lost in f['parted_at'].values())
+    assert report['faithful']['one_step']['straight'] == 1
+    card = (tmp_path / 'eval.md').read_text()
+    assert 'They part for good after 10 [10, 10] frames' in card and 'facing a wall' in card
 
 
 @slow

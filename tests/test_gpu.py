@@ -56,7 +56,7 @@ def zelda_networks(c, stage):
     'stage, parameters, tflop, gigabytes',
     [
         ('tokenizer', 3_966_261, 0.984, 2.0),
-        ('latent_actions', 3_461_864, 0.04847, 0.1256),
+        ('latent_actions', 3_463_144, 0.04847, 0.1256),
         ('dynamics', 28_881_920, 6.67, 7.0),
     ],
 )

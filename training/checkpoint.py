@@ -230,6 +230,8 @@ def save(folder, ckpt, keep=3, best=False):
 def give_second_name(path, name):
     """The file at path also gets the name: that takes no space and no time, and the file stays
     whole when one of its names is pruned."""
+    if os.path.exists(name) and os.path.samefile(path, name):
+        return  # else a rename does nothing at all, and leaves tmp where it is
     tmp = f'{name}.tmp{os.getpid()}'
     try:
         os.link(path, tmp)
