@@ -115,7 +115,7 @@ def test_two_gloo_ranks_train_what_one_does(world, pair_of_ranks, stage):
     process writes."""
     pair = pair_of_ranks(stage)
     one, two = ([float(r['loss']) for r in log(o, stage)] for o in (world[1], pair))
-    if stage == 'latent_actions':  # normalises over all ranks' batch: 8 clips, and 4 at a time alone
+    if stage == 'latent_actions':  # it normalises over all ranks: 8 clips, and 4 at a time alone
         assert one[:2] == pytest.approx(two[:2], rel=0.5) and one == pytest.approx(two, rel=2)
     else:
         assert one == pytest.approx(two, rel=1e-3)
