@@ -396,7 +396,7 @@ class LatentActionModel(nn.Module):
     some clips and asks which displacements go on while a key is held. It knows two scales, near and
     far, and says of a transition which of n_actions motions it is; but it is blind where nothing
     has moved, and wrong where two things have. The student sees besides the pixels of frame t+1
-    that changed, and has to say what the teacher says of this transition and of its neighbours. So
+    that changed, and has to say what the teacher says of this transition or a neighbour of it. So
     what is peculiar to one transition (a ball, a creature, a flicker) is not worth learning, and
     what the picture tells carries over to where motion says little: a new screen, a hero who turns
     on the spot. For half of the transitions the student is not told of motion at all, and of most
