@@ -358,18 +358,18 @@ if layout is not None and with_keys and any(names):
 
 
 def beside_the_game(picks):
-    codes = faithful.codes_of_keys(names, moved_counts)
-    return faithful.Both(world, picks, codes, maskgit_steps, temperature, device, seed)
+    return faithful.Both(world, picks, key_codes, maskgit_steps, temperature, device, seed)
 
 
-together = {}  # who plays -> what faithful.stay_together returned
+players = dict(wanderer=faithful.Wanderer, bumper=faithful.Bumper)
 if layout is not None and with_keys and any(names) and frame_stride == 1 and n_games:
+    key_codes = faithful.codes_of_keys(names, moved_counts)
     picks = data.windows(recording, 'val', context)
     picks = picks[np.linspace(0, len(picks) - 1, n_games).astype(int)]
-    for who, kind in (('wanderer', faithful.Wanderer), ('bumper', faithful.Bumper)):
+    for who, kind in players.items():
         with ctx:
             both = beside_the_game(picks)
-            f = together[who] = faithful.stay_together(both, kind(both.real, seed))
+            f = faithful.stay_together(both, kind(both.real, seed))
         key = f'faithful.{who}'
         measure(f'{key}.median', np.median, f['parted'])
         report['faithful'][who]['quartiles'] = np.percentile(f['parted'], [25, 75]).tolist()
@@ -472,7 +472,7 @@ if 'obey' in report:
     of_each = ', '.join(f'{name} {share:.2f}' for name, share in report['obey_by_action'].items())
     card += ['', f'Obedience: with an action held for {hold} frames the hero is where it says in '
              f'{cell("obey")} of them; he stays where the way is blocked in {stays}. {of_each}.']
-for who in together:
+for who in players if 'faithful' in report else ():
     f = report['faithful'][who]
     low, high = f['quartiles']
     card += table([f'the same keys to the game and the dream, {who}',
@@ -484,7 +484,7 @@ for who in together:
     card += ['', f'They part for good after {cell(f"faithful.{who}.median", 0)} frames (median; '
              f'quartiles {low:.0f} and {high:.0f}). What the key met then, in brackets how often '
              f'no hero was seen: {parted_at or "they never part"}.']
-if together:
+if 'faithful' in report:
     kinds = [k for k in faithful.KINDS if f'faithful.one_step.{k}' in measured]
     card += table(['one step from a true frame', *kinds],
                   ['right', *(cell(f'faithful.one_step.{kind}') for kind in kinds)])

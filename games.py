@@ -38,7 +38,7 @@ from scores import table
 only = ''  # names with commas between; '' = all games
 n_seeds = 3
 n_labels = 200
-n_frames = 20_000  # of each recording; from 6,000 the ceiling cannot see Breakout's paddle
+n_recorded = 20_000  # frames of each game; from 6,000 the ceiling cannot see Breakout's paddle
 n_updates = 0  # of stage 2; 0 = as many as its script has
 cnn_updates = 900  # with all labels; with few a third of them
 jobs = 0  # processes side by side, of one thread each; 0 = one for each core
@@ -58,7 +58,7 @@ settings = [f'--max_iters={n_updates}'] if n_updates else []
 paths = {name: os.path.join(data_dir, f'{name}.h5') for name in names}
 os.environ['OMP_NUM_THREADS'] = '1'
 with ProcessPoolExecutor(jobs or os.cpu_count(), get_context('fork')) as pool:
-    for done in [pool.submit(trial.record, name, paths[name], n_frames) for name in names]:
+    for done in [pool.submit(trial.record, name, paths[name], n_recorded) for name in names]:
         done.result()
     runs = {name: [pool.submit(trial.examine, name, paths[name], out_dir, seed, n_labels, settings,
                                cnn_updates) for seed in range(n_seeds)] for name in names}

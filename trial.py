@@ -53,6 +53,13 @@ def transitions(recording):
     return {part: t[data.changed(recording, t)] for part, t in starts.items()}
 
 
+@torch.no_grad()
+def of_each(recording, picks, look):
+    """What look(pairs (B,2,C,H,W)) -> (B,1) says of transitions, by their first frames (n,)."""
+    return np.concatenate([look(data.clips(recording.frames, some, 2, 1, 'cpu'))[:, 0].numpy()
+                           for some in np.array_split(picks, len(picks) // 128 + 1)])
+
+
 # -----------------------------------------------------------------------------
 # with labels alone
 
@@ -89,13 +96,14 @@ def learn_from_labels(recording, train, judged, seed, n_updates):
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, n_updates)
 
-    @torch.no_grad()
+    def guess(pairs):
+        return model(pairs).argmax(1, keepdim=True)
+
     def right(picks):
         model.eval()
-        found = [model(data.clips(recording.frames, some, 2, 1, 'cpu')).argmax(1).numpy()
-                 for some in np.array_split(picks, len(picks) // 128 + 1)]
+        found = of_each(recording, picks, guess)
         model.train()
-        return np.concatenate(found) == labels[picks]
+        return found == labels[picks]
 
     best, result = -1, None
     for it in range(1, n_updates + 1):
@@ -126,13 +134,6 @@ def train_stage_2(path, out, seed, *settings):
     if done.returncode:
         configurator.stop(done.returncode, done.stderr or done.stdout)
     return (time.perf_counter() - t0) / 60
-
-
-@torch.no_grad()
-def of_each(recording, picks, look):
-    """What look(pairs (B,2,C,H,W)) -> (B,1) says of transitions, by their first frames (n,)."""
-    return np.concatenate([look(data.clips(recording.frames, some, 2, 1, 'cpu'))[:, 0].numpy()
-                           for some in np.array_split(picks, len(picks) // 128 + 1)])
 
 
 def examine(name, path, out, seed, n_labels, settings, cnn_updates):

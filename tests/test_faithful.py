@@ -111,6 +111,8 @@ def test_a_key_without_an_action_is_one_that_is_not_known():
     counts[[0, 1, 1], [SWORD, SWORD, UP]] = 5, 2, 9
     codes = faithful.codes_of_keys(['', 'up', 'left 2', 'left', 'down', 'right'], counts)
     assert codes.tolist() == [6, 1, 4, 2, 5, 0]
+    codes = faithful.codes_of_keys(['', 'up', 'left 2', 'left', 'down', 'right'], counts[:, :5])
+    assert codes.tolist() == [6, 1, 4, 2, 5, 6]  # nobody has drawn the sword
 
 
 def test_the_bumper_bumps_and_the_wanderer_never_rests():
