@@ -394,9 +394,9 @@ class LatentActionModel(nn.Module):
 
     A teacher and a student. The teacher learns nothing by gradients: `find_motions` looks once at
     some clips and asks which displacements go on while a key is held. It knows two scales, near and
-    far, and says of a transition which of n_actions motions it is; but it is blind where nothing
-    has moved, and wrong where two things have. The student sees besides the pixels of frame t+1
-    that changed, and has to say what the teacher says of this transition or a neighbour of it. So
+    far, and says how much a transition looks like each of n_actions motions; but it is blind where
+    nothing has moved, and wrong where two things have. The student sees besides the pixels of frame
+    t+1 that changed, and has to say what the teacher says of this transition or a neighbour. So
     what is peculiar to one transition (a ball, a creature, a flicker) is not worth learning, and
     what the picture tells carries over to where motion says little: a new screen, a hero who turns
     on the spot. For half of the transitions the student is not told of motion at all, and of most
@@ -496,9 +496,9 @@ class LatentActionModel(nn.Module):
             return torch.tanh((shifts - self.mean_shifts) @ self.slow)
 
     def teach(self, motion):
-        """(S,n_slow) -> (S,) which action it looks like."""
+        """(S,n_slow) -> (S,n_actions) how much it looks like each action, 1 together."""
         # no matrix product: autocast would round it
-        return ((motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]).argmax(1)
+        return ((motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]).softmax(1)
 
     def look(self, clip):
         """`compare`, with the motion in place of the shifts."""
@@ -533,23 +533,25 @@ class LatentActionModel(nn.Module):
         points = self.motion(shifts.flatten(0, 1).to(self.slow.device)).cpu() * importance
         # what no displacement explains may make a group as well: a sword, say
         centres = k_means(points, moving.flatten(), self.n_actions)
-        # the nearest centre c of a point x has the largest 2xc - cc
-        self.teacher[:-1] = 2 * (importance * centres).T
-        self.teacher[-1] = -centres.square().sum(1)
+        # Gaussians 0.5 wide: a point x belongs to a centre c like exp(-2 (x - c)^2), which is like
+        # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
+        self.teacher[:-1] = 4 * (importance * centres).T
+        self.teacher[-1] = -2 * centres.square().sum(1)
         self.agree()
 
     @torch.no_grad()
     def hear_labels(self, pairs):
         """Another lesson, from transitions whose label is known, an iterable of pairs of frames
-        (b,2,C,H,W) and labels (b,): ridge regression of the labels on the motion."""
+        (b,2,C,H,W) and labels (b,): ridge regression of the labels on the motion. What it calls 1
+        and not 0 is e^5 times as likely."""
         heard = [(self.look(pair)[2], F.one_hot(label, self.n_actions)) for pair, label in pairs]
         x, y = (torch.cat(z).double().cpu() for z in zip(*heard))
         x_mean, y_mean, std = x.mean(0), y.mean(0), x.std(0) + 0.02
         z = (x - x_mean) / std
         ridge = z.T @ z + torch.eye(self.n_slow)
         slope = torch.linalg.solve(ridge, z.T @ (y - y_mean)) / std[:, None]
-        self.teacher[:-1] = slope
-        self.teacher[-1] = y_mean - x_mean @ slope
+        self.teacher[:-1] = 5 * slope
+        self.teacher[-1] = 5 * (y_mean - x_mean @ slope)
         self.agree()
 
     def agree(self):
@@ -638,15 +640,14 @@ class LatentActionModel(nn.Module):
         labelled, actions = log_p[B * S:], actions[:B * S]
         log_p, codes = (x[:B * S].view(B, S, -1) for x in (log_p, codes))
         # 1. what does the teacher say of this transition or its neighbours? The more a displacement
-        # explains, the more it counts. To agree with one of them is enough: a hero who turns does
-        # not go on as before, and if he had to agree with all, "turned" would be an action
-        taught = self.teach(motion).view(B, 1, S).expand(B, S, S)
+        # explains, the more it counts. To agree with one of the three is enough: a hero who turns
+        # does not go on as before, and if he had to agree with all, "turned" would be an action
+        taught = self.teach(motion).view(B, S, -1)
         t = torch.arange(S, device=clip.device)
-        distance = (t[:, None] - t).abs()
-        weight = (distance == 1) + 0.5 * (distance == 0)
-        weight = weight / weight.sum(1, keepdim=True) * explained.view(B, 1, S) ** 2
+        near = ((t[:, None] - t).abs() <= 1).float()
+        weight = near / near.sum(1, keepdim=True) * explained.view(B, 1, S) ** 4
         total = weight.sum(2) + 1e-6
-        agrees = (weight * log_p.gather(2, taught).exp()).sum(2) / total
+        agrees = (weight * (log_p.exp() @ taught.mT)).sum(2) / total
         motion_loss = -(total * self.moving(changed).view(B, S) * (agrees + 1e-6).log()).mean()
         # 2. the last frame. Every transition counts the same, a step of the hero as much as a new
         # screen. One of a clip is enough: all of them take half as long again
