@@ -66,21 +66,20 @@ def of_each(recording, picks, look):
 
 class Ceiling(nn.Module):
     """Frames t and t+1 (B,2,C,H,W) -> logits of the label. It may use places: in Pong two paddles
-    do the same."""
+    do the same. Without normalisation it does not see what is small, Breakout's paddle, say."""
 
     def __init__(self, n_labels, height, width):
         super().__init__()
         widths = 9, 32, 64, 64, 64
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 5, 2, 2) for a, b in zip(widths, widths[1:]))
+        self.convs = nn.Sequential(nn.BatchNorm2d(9), *(
+            layer for a, b in zip(widths, widths[1:])
+            for layer in (nn.Conv2d(a, b, 5, 2, 2, bias=False), nn.BatchNorm2d(b), nn.GELU())))
         self.out = nn.Sequential(nn.Dropout(0.3), nn.Linear(64 * (height * width // 256), 128),
                                  nn.GELU(), nn.Linear(128, n_labels))
 
     def forward(self, pair):
         before, after = pair.unbind(1)
-        x = torch.cat([before, after, after - before], 1)
-        for conv in self.convs:
-            x = F.gelu(conv(x))
-        return self.out(x.flatten(1))
+        return self.out(self.convs(torch.cat([before, after, after - before], 1)).flatten(1))
 
 
 def learn_from_labels(recording, train, judged, seed, n_updates):

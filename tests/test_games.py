@@ -33,13 +33,13 @@ def test_transitions_are_those_in_which_something_changes(folder):
 
 
 def test_a_network_learns_from_labels():
-    """In which quarter of the next picture is the light?"""
+    """In which quarter of the next picture is the small light?"""
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=400)
     frames = rng.integers(60, size=(401, 32, 32, 3)).astype(np.uint8)
     for t, label in enumerate(labels):
         y, x = 16 * np.array(divmod(label, 2))
-        frames[t + 1, y:y + 16, x:x + 16] += 120
+        frames[t + 1, y + 7:y + 9, x + 7:x + 9] += 60
     recording = SimpleNamespace(frames=frames, actions=np.append(labels, 0))
     right = trial.learn_from_labels(recording, np.arange(300), np.arange(300, 400), 0, 40)
     assert right.shape == (100,) and right.dtype == bool and right.mean() > 0.9
