@@ -21,7 +21,7 @@ from recordings.gym import record_gym
 
 # the id; how it is recorded: 15 frames a second of Atari's 60, 9 of Doom's 35; in Crafter who may
 # press "sleep" sees little else than night. In mspacman and freeway much moves that the player does
-# not move. mario and montezuma are held out: named before anything was tried, not looked at since
+# not move. mario and montezuma are held out: named before anything was tried, judged once (RECORDS)
 GAMES = dict(
     crafter=('CrafterReward-v1', dict(keys=range(6))),
     fourrooms=('MiniGrid-FourRooms-v0', {}),
