@@ -38,7 +38,7 @@ from scores import table
 only = ''  # names with commas between; '' = all games
 n_seeds = 3
 n_labels = 200
-n_recorded = 20_000  # frames of each game; from 6,000 the ceiling cannot see Breakout's paddle
+n_recorded = 20_000  # frames of each game; in many nothing changes
 n_updates = 0  # of stage 2; 0 = as many as its script has
 cnn_updates = 900  # with all labels; with few a third of them
 jobs = 0  # processes side by side, of one thread each; 0 = one for each core

@@ -550,8 +550,7 @@ class LatentActionModel(nn.Module):
         z = (x - x_mean) / std
         ridge = z.T @ z + torch.eye(self.n_slow)
         slope = torch.linalg.solve(ridge, z.T @ (y - y_mean)) / std[:, None]
-        self.teacher[:-1] = 5 * slope
-        self.teacher[-1] = 5 * (y_mean - x_mean @ slope)
+        self.teacher.copy_(5 * torch.cat([slope, (y_mean - x_mean @ slope)[None]]))
         self.agree()
 
     def agree(self):

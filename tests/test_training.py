@@ -115,10 +115,9 @@ def test_two_gloo_ranks_train_what_one_does(world, pair_of_ranks, stage):
     process writes."""
     pair = pair_of_ranks(stage)
     one, two = ([float(r['loss']) for r in log(o, stage)] for o in (world[1], pair))
-    if stage == 'latent_actions':  # it normalises over all ranks: 8 clips, and 4 at a time alone
-        assert one[:2] == pytest.approx(two[:2], rel=0.5) and one == pytest.approx(two, rel=2)
-    else:
-        assert one == pytest.approx(two, rel=1e-3)
+    # stage 2 normalises over the batch of all ranks: over 8 clips with two ranks, over 4 at a time
+    # alone
+    assert one == pytest.approx(two, rel=0.5 if stage == 'latent_actions' else 1e-3)
     assert sorted(p.name for p in (pair / stage).glob('*.pt*')) == [
         'best.pt',
         'ckpt_00000003.pt',
