@@ -1452,10 +1452,12 @@ def latent_actions_flops(model, B, T):
     # pixels need no gradient
     first = 2 * (S * half * 4 * 32 * 25 + B * N * P * D)
     motion = 2 * S * model.n_shifts * model.n_slow  # and has no weights
+    agrees = 2 * B * (T - 1) ** 2 * n  # with the teacher, of each pair of transitions
     encoder = quarter * (32 * 64 + 64 * 64) * 9 + (64 + model.n_slow) * D + D * D + D * n
     decoder = n * D + N * (c.n_layer * block_flops(D, N) + D * P)  # of one transition a clip
     others = 2 * (S * encoder + B * decoder)
-    return motion + first + others, motion + 2 * first + 3 * others
+    forward = motion + first + agrees + others
+    return forward, motion + 2 * first + 2 * agrees + 3 * others
 
 
 def dynamics_flops(model, B, T=None):
