@@ -9,6 +9,7 @@ as a dict:
 
     python dynamics.py config/zelda.py --n_layer=12 --dataset=data/other.h5
     python dynamics.py --help
+    python play.py world.pt  # a file of export.py, for out_dir and dataset
 
 A config file is Python and is executed, so trust it as you trust code. A plain name in it belongs
 to every script that has the key; `dynamics = dict(...)` belongs to dynamics.py alone and beats the
@@ -404,6 +405,11 @@ def read_argument(arg, stem, scripts):
             found += [(f'{arg}: {stage} = dict({key}=...)', str(key), value, stages[stage])
                       for key, value in theirs.items()]
         return found
+    keys = scripts[stem].keys
+    if not arg.startswith('-') and arg.endswith(('.pt', '.html')) and 'file' in keys:
+        return [(arg, 'file', arg, [stem])]
+    if not arg.startswith('-') and arg.endswith('.pt') and not scripts[stem].several:
+        return [(arg, key, arg, [stem]) for key in ('out_dir', 'dataset') if key in keys]
     if arg.startswith(('--local-rank', '--local_rank')):
         raise ConfigError(f'found {arg}, which torch.distributed.launch adds\nuse its successor: '
                           f'torchrun --standalone --nproc_per_node=2 {stem}.py ...')
@@ -416,7 +422,7 @@ def read_argument(arg, stem, scripts):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if isinstance(scripts[stem].keys.get(key, ('', ''))[0], str) and not isinstance(value, str):
+    if isinstance(keys.get(key, ('', ''))[0], str) and not isinstance(value, str):
         value = text  # --out_dir=2024 needs no quotes
     return [('command line', key, value, [stem])]
 
@@ -427,6 +433,8 @@ def resolve(stem, scripts, argv):
     config = {key: check(default, default, key, stem, stem + '.py')
               for key, (default, _) in scripts[stem].keys.items()}
     settings = [setting for arg in argv for setting in read_argument(arg, stem, scripts)]
+    # a world file first: it brings start frames of its own, and --dataset says of others
+    settings.sort(key=lambda setting: not setting[0].endswith('.pt'))
     for where, key, value, meant in settings:
         owners = [s for s in scripts if key in scripts[s].keys]
         concerned = [s for s in owners if s in meant or not meant]

@@ -54,6 +54,7 @@ class Dataset:
     data_id: str  # 16 hex digits of the content, the same however the file is compressed
     truth: dict = field(default_factory=dict)
     noticed: list = field(default_factory=list)  # how what others call otherwise was read
+    all_held_out: bool = False  # of the start frames in a world file none was trained on
 
     @property
     def has_labels(self):
@@ -104,6 +105,8 @@ def split(dataset, window):
     episode start.
     """
     n, starts = len(dataset.frames), dataset.episode_starts
+    if dataset.all_held_out:
+        return {'train': [], 'val': list(zip(starts.tolist(), starts[1:].tolist() + [n]))}
     left = n - starts  # frames from each episode's start to the end
     candidates = starts[(left >= 0.05 * n) & (left <= 0.2 * n)]
     if len(candidates):
@@ -344,32 +347,38 @@ def make_game(path, n_frames=20_000, seed=0, layout=0, player='wanderer', stick=
             f.create_dataset(f'truth/{key}', data=value)
 
 
-def check(path):
-    """Prints the data card of a dataset and then writes a contact sheet beside it, or beside the
-    decoded frames if those had to go elsewhere."""
-    ds = load(path)
+def card_of(ds):
+    """What there is to say of a Dataset, in lines: its data card."""
     n, h, w, _ = ds.frames.shape
     lengths = np.diff(np.append(ds.episode_starts, n))
     parts = {which: sum(b - a for a, b in ranges) for which, ranges in split(ds, 16).items()}
     repeats = count_repeats(ds.frames) / (n - 1)
     length = f'{n / ds.fps / 60:.1f} minutes at {ds.fps:g} fps' if ds.fps else 'fps unknown'
-    print(f'{path}   data_id {ds.data_id}   source {printable(ds.source or "unknown")}')
-    print(f'frames      {n:,} of {w}x{h}, {length}')
-    print(f'episodes    {len(lengths)}, shortest {lengths.min()}, '
-          f'median {int(np.median(lengths))} frames')
-    print(f'split       train {parts["train"]:,}, val {parts["val"]:,} frames (for windows of 16)')
-    print(f'duplicates  {repeats:.1%} of the frames equal the one before')
-    print(f'actions     {describe_actions(ds)}')
-    print(f'truth       {printable(", ".join(ds.truth) or "none")}')
+    yield f'{ds.path}   data_id {ds.data_id}   source {printable(ds.source or "unknown")}'
+    yield f'frames      {n:,} of {w}x{h}, {length}'
+    yield (f'episodes    {len(lengths)}, shortest {lengths.min()}, '
+           f'median {int(np.median(lengths))} frames')
+    yield f'split       train {parts["train"]:,}, val {parts["val"]:,} frames (for windows of 16)'
+    yield f'duplicates  {repeats:.1%} of the frames equal the one before'
+    yield f'actions     {describe_actions(ds)}'
+    yield f'truth       {printable(", ".join(ds.truth) or "none")}'
     if len(ds.episode_starts) == 1:
         n_cuts = len(cuts_in(ds.frames))
         if n_cuts:
-            print(f'noticed     no episode_starts, but another scene begins at once {n_cuts:,} '
-                  f'times. data.py video {path} NEW.h5 begins an episode there')
+            yield (f'noticed     no episode_starts, but another scene begins at once {n_cuts:,} '
+                   f'times. data.py video {ds.path} NEW.h5 begins an episode there')
     for sentence in ds.noticed:
-        print(f'noticed     {printable(sentence)}')
+        yield f'noticed     {printable(sentence)}'
+
+
+def check(path):
+    """Prints the data card of a dataset and then writes a contact sheet beside it, or beside the
+    decoded frames if those had to go elsewhere."""
+    ds = load(path)
+    for line in card_of(ds):
+        print(line)
     print(f'decoded     {ds.frames.nbytes / 1e9:.2f} GB, {ds.frames.filename}', flush=True)
-    picks = np.linspace(0, n - 1, 48).astype(np.int64).reshape(6, 8)
+    picks = np.linspace(0, len(ds.frames) - 1, 48).astype(np.int64).reshape(6, 8)
     sheet = grid([ds.frames[row] for row in picks], labels=[str(row[0]) for row in picks])
     for beside in (path, ds.frames.filename):
         png = os.path.splitext(beside)[0] + '.check.png'

@@ -3,6 +3,7 @@ How good is the world? Numbers on held-out windows, each with its baseline and a
 
     python eval.py config/tiny.py
     python eval.py config/hunt.py --part=player   # the player of policy.py alone; needs no world
+    python eval.py world.pt --dataset=data/tiny.h5  # a file of export.py; writes into world/
 
 Reads the best.pt of the three stages and prints the card; then writes out_dir/eval.json, the card
 out_dir/eval.md, and in out_dir/samples psnr.png (PSNR over the frames ahead), atlas.png and
@@ -38,7 +39,7 @@ from recordings.reading import find_hero
 from scores import table
 from training import checkpoint
 from training.folder import holds_checkpoint
-from world import load_world, synchronize, taken_actions
+from world import folder_of, load_world, synchronize, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -60,13 +61,14 @@ config = configurator.apply(__file__, globals())
 device = configurator.find_device(device)
 ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
 batch = 16  # windows at a time
+results = folder_of(out_dir)
 atlas_starts, atlas_frames = 4, 8
 
 
 def keep(name, report, card):
-    """Writes out_dir/<name>.json and .md."""
+    """Writes <name>.json and .md into `results`."""
     for end, text in (('json', json.dumps(report, indent=1)), ('md', '\n'.join(card))):
-        with files.replacing(os.path.join(out_dir, f'{name}.{end}')) as tmp, open(tmp, 'w') as out:
+        with files.replacing(os.path.join(results, f'{name}.{end}')) as tmp, open(tmp, 'w') as out:
             out.write(text)
 
 
@@ -89,7 +91,7 @@ n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
 names = about.get('action_names') or [''] * n_actions  # '' for an action without a name
 length = context + n_frames
 try:
-    files.expect_writable(out_dir)
+    files.expect_writable(results)
 except files.DiskError as e:
     print(f'the card will be printed and not kept: {str(e).splitlines()[0]}', flush=True)
 starts = data.windows(recording, 'val', length, frame_stride,
@@ -420,7 +422,7 @@ same_everywhere('dreamed_consistency', held, shifts)
 # -----------------------------------------------------------------------------
 # the card
 
-folder = os.path.join(out_dir, 'samples')
+folder = os.path.join(results, 'samples')
 titles = [f'{code} {name}'.strip() for code, name in enumerate(names)]
 speed = len(starts) * n_frames / seconds
 report['sampling'] = dict(frames_per_second=speed, maskgit_steps=maskgit_steps, device=device)

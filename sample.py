@@ -8,6 +8,7 @@ Play the world: what follows held-out frames under actions of your choice, as im
     python sample.py config/tiny.py --actions=up,up,left  # by name, where the dataset has labels
     python sample.py config/hunt.py --actions=policy      # as the player of policy.py likes: what
                                                           # play.py --watch=True shows
+    python sample.py world.pt                             # a file of export.py: random actions
 
 Reads the best.pt of the three stages; writes out_dir/samples/: strip.png (truth above, imagination
 below), rollout.gif and rollout.mp4 (truth left, imagination right). The truth is grey after the end
@@ -25,7 +26,7 @@ import data
 import files
 import pictures
 from player import Player
-from world import Dream, load_world, synchronize, taken_actions
+from world import Dream, folder_of, load_world, synchronize, taken_actions
 
 # -----------------------------------------------------------------------------
 # config
@@ -52,7 +53,7 @@ ctx = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype 
 world = load_world(out_dir, dataset, device)
 tokenizer, action_model, dynamics, about, recording = world
 dream = Dream(world, maskgit_steps, temperature, device)
-folder = os.path.join(out_dir, 'samples')
+folder = os.path.join(folder_of(out_dir), 'samples')
 files.expect_writable(folder)
 scale = max(1, 128 // recording.frames.shape[2])
 height = recording.frames.shape[1] * scale  # of a rollout, in the video
@@ -82,8 +83,10 @@ try:
                           f'context_frames={context_frames} and n_frames={n_frames}',
                           'lower n_frames; --actions=random needs no truth beyond the context')
 except data.DataError:
-    if actions == 'inferred':
+    if actions == 'inferred' and not recording.all_held_out:
         raise
+    if actions == 'inferred':  # a world file holds no truth to infer them from
+        actions = 'random'
     starts = data.windows(recording, 'val', context_frames, frame_stride,
                           f'context_frames={context_frames}', 'lower context_frames')
 picks = data.draw(starts, n_samples, seed)

@@ -22,9 +22,13 @@ def load_stage(out_dir, stage, device):
     """The best model of a stage, rebuilt from its checkpoint alone, frozen, in eval mode.
 
     Also returns what else the checkpoint says (iter, config, parents ...), with the `id` of the
-    weights. Raises checkpoint.CheckpointError.
+    weights. out_dir: or a world file, which holds what export.py found there. Raises
+    checkpoint.CheckpointError.
     """
-    ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
+    if os.path.isfile(out_dir):
+        ckpt = stage_of(read_world(out_dir), stage)
+    else:
+        ckpt = checkpoint.best(os.path.join(out_dir, stage), stage)
     weights = ckpt.get('ema') or ckpt['model']  # earlier versions could keep averaged weights
     Model, Config = STAGES[stage]
     try:
@@ -37,7 +41,7 @@ def load_stage(out_dir, stage, device):
             'go back to the version that trained it, or train it again: '
             f'python {stage}.py config/NAME.py') from e
     about = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
-    about['id'] = checkpoint.weights_id(weights)
+    about['id'] = ckpt.get('id') or checkpoint.weights_id(weights)
     return model.to(device).eval().requires_grad_(False), about
 
 
@@ -45,7 +49,7 @@ def load_world(out_dir, dataset, device):
     """
     The stages that belong together, and the recording `dataset` to start from: -> tokenizer,
     action_model (None if stage 3 did without stage 2), dynamics, about (what the checkpoint of the
-    dynamics says), recording.
+    dynamics says), recording. Either may be a world file.
 
     Raises checkpoint.CheckpointError, also when an earlier stage was trained again since: its
     tokens or actions would mean something else now. Raises data.DataError if they were trained on
@@ -59,7 +63,10 @@ def load_world(out_dir, dataset, device):
     action_model = parents['latent_actions'][0] if 'latent_actions' in parents else None
     if action_model:
         check_stride(parents['latent_actions'][1], about['config']['frame_stride'], out_dir)
-    recording = data.load(dataset, tokenizer.config.patch_size, True, out_dir)
+    if dataset == out_dir and os.path.isfile(out_dir):
+        recording = starts_of(read_world(out_dir))
+    else:
+        recording = data.load(dataset, tokenizer.config.patch_size, True, folder_of(out_dir))
     found = recording.frames.shape[1:3]
     expected = tokenizer.config.height, tokenizer.config.width
     cure = 'use its dataset, or train on this one'
@@ -83,6 +90,72 @@ def load_world(out_dir, dataset, device):
     if about['other_data']:
         print(about['other_data'], flush=True)
     return tokenizer, action_model, dynamics, about, recording
+
+
+# -----------------------------------------------------------------------------
+# a world file: what export.py wrote
+
+
+def folder_of(out_dir):
+    """Where to write what is made of a world: out_dir, or beside a world file what is called like
+    it."""
+    return os.path.splitext(out_dir)[0] if os.path.isfile(out_dir) else out_dir
+
+
+def read_world(path):
+    """What a world file holds, as checkpoint.load returns it: everything a stage's checkpoint has,
+    with a level for the stages in it. Raises checkpoint.CheckpointError."""
+    ckpt = checkpoint.load(path, 'world')
+    stages, starts = ckpt.get('stages'), ckpt.get('starts')
+    needed = dict(config=dict, model_args=dict, parents=dict, iter=int, id=str)
+    ok = isinstance(stages, dict) and {'tokenizer', 'dynamics'} <= stages.keys() <= STAGES.keys()
+    for told in stages.values() if ok else ():
+        ok = ok and isinstance(told, dict) and all(
+            isinstance(told.get(key), kind) for key, kind in needed.items())
+    if not ok:
+        raise checkpoint.CheckpointError(path, 'found no stages in it that are a world',
+                                         'export it again')
+    c = stages['dynamics']['config']
+    if not (isinstance(c.get('frame_stride'), int) and c['frame_stride'] > 0
+            and c.get('action_source') in ('latent', 'labels', 'none')):
+        raise checkpoint.CheckpointError(path, 'found no frame_stride and action_source in it',
+                                         'export it again')
+    ok = isinstance(starts, dict) and isinstance(starts.get('frames'), torch.Tensor)
+    if not ok or starts['frames'].dtype != torch.uint8 or starts['frames'].dim() != 4:
+        raise checkpoint.CheckpointError(path, 'found no start frames in it', 'export it again')
+    return ckpt
+
+
+def stage_of(ckpt, stage):
+    """What the checkpoint of one stage says, of all that a world file holds."""
+    if stage not in ckpt['stages']:
+        inside = ', '.join(ckpt['stages'])
+        raise checkpoint.CheckpointError(ckpt['path'], f'found {inside} in it, and no {stage}',
+                                         f'train a {stage}, and export it again')
+    weights = {name.removeprefix(f'{stage}.'): t for name, t in ckpt['model'].items()
+               if name.startswith(f'{stage}.')}
+    return {**ckpt['stages'][stage], 'model': weights, 'path': ckpt['path']}
+
+
+def starts_of(ckpt):
+    """The start frames of a world file as a recording in which nothing was trained on."""
+    starts = ckpt['starts']
+    arrays = {key: value.numpy() for key, value in starts.items()
+              if isinstance(value, torch.Tensor)}
+    n, length = len(arrays['frames']), starts.get('length')
+    ok = isinstance(length, int) and 0 < length <= n and arrays['frames'].shape[3] == 3
+    if not ok or any(len(array) != n for array in arrays.values()):
+        raise checkpoint.CheckpointError(ckpt['path'], 'found start frames that do not go together',
+                                         'export it again')
+    truth = {key.removeprefix('truth.'): array for key, array in arrays.items()
+             if key.startswith('truth.')}
+    names, fps, source = (starts.get(key) for key in ('action_names', 'fps', 'source'))
+    return data.Dataset(
+        path=ckpt['path'], frames=arrays['frames'], actions=arrays.get('actions'),
+        action_names=[str(name) for name in names] if isinstance(names, (list, tuple)) else None,
+        episode_starts=np.arange(0, n, length), fps=fps if isinstance(fps, float) else None,
+        source=str(source) if source else None, data_id=ckpt['data_id'], truth=truth,
+        all_held_out=True)
 
 
 def check_stride(about, frame_stride, out_dir, stage='dynamics'):
@@ -175,7 +248,8 @@ def of_every_frame(recording, out_dir, name, compute, *key):
     it depends on besides the recording."""
     key = recording.data_id, *map(str, key)
     file = f'{name}_{configurator.hash_texts(*key):015x}.npy'
-    return data.cached(os.path.join(out_dir, 'cache', file), len(recording.frames), compute)
+    folder = os.path.join(folder_of(out_dir), 'cache')
+    return data.cached(os.path.join(folder, file), len(recording.frames), compute)
 
 
 def latent_actions(recording, out_dir, action_model, weights_id, frame_stride, ctx, dtype, device):

@@ -1,0 +1,121 @@
+"""
+A trained world as one file, to keep or to give to a friend.
+
+    python export.py config/tiny.py world.pt                   # then: python play.py world.pt
+    python export.py config/tiny.py world.pt --dtype=float16   # half as large
+    python export.py config/tiny.py world.pt --licence='CC BY 4.0, Jane Doe'
+
+Reads the best.pt of the stages (of policy.py, too, if there is one) and a few held-out frames to
+start from. play.py, sample.py and eval.py take the file in place of a config: there is no need of
+out_dir and dataset, nor of their machine. The eval card goes in as eval.py has left it in out_dir.
+
+The file is a checkpoint like others, and as little is believed of it when it is read: tensors and
+plain values, no code. What settings say of folders stays here. Errors that carry an exit_code end
+the run in their own words: 2 config, 3 data, 4 checkpoint, 7 disk.
+"""
+import os
+
+import numpy as np
+import torch
+
+import configurator
+import data
+from files import printable, replacing
+from training import checkpoint
+from training.folder import holds_checkpoint
+from world import load_stage, load_world
+
+# -----------------------------------------------------------------------------
+# config
+
+dataset = 'data/tiny.h5'  # its held-out part
+out_dir = 'out/tiny'
+file = 'world.pt'  # what to write
+n_samples = 16  # starts
+licence = ''  # what others may do with it, in a line
+dtype = 'float32'  # of the weights in the file: 'float32', 'float16'
+seed = 0
+config = configurator.apply(__file__, globals())
+if dtype == 'bfloat16':
+    configurator.stop(2, "config: found dtype='bfloat16', expected float32 or float16")
+if os.path.isfile(out_dir):
+    configurator.stop(2, f'config: found out_dir={out_dir!r}, a file, expected a folder of trained '
+                         'stages')
+
+# -----------------------------------------------------------------------------
+# the world, and where to start in it
+
+world = load_world(out_dir, dataset, 'cpu')
+dynamics, about, recording = world[2:]
+stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
+windows = data.windows(recording, 'val', memory, stride)
+n_samples = min(n_samples, len(windows))
+picks = windows[np.linspace(0, len(windows) - 1, n_samples).astype(int)]
+length = (memory - 1) * stride + 1  # frames of a start, those between two steps, too
+index = (picks[:, None] + np.arange(length)).ravel()
+starts = dict(frames=recording.frames[index], length=length)
+if recording.has_labels:
+    starts['actions'] = recording.actions[index]
+starts.update({f'truth.{key}': values[index] for key, values in recording.truth.items()})
+starts = {key: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+          for key, value in starts.items()}
+starts.update(action_names=recording.action_names, source=recording.source, fps=recording.fps)
+
+# -----------------------------------------------------------------------------
+# the stages
+
+PRIVATE = 'dataset', 'out_dir', 'wandb_project', 'wandb_run_name'  # names of this machine's owner
+KEPT = 'iter', 'model_args', 'data_id', 'parents', 'metrics', 'action_names', 'acting'
+stages, weights, sizes = {}, {}, {}
+names = [*about['parents'], 'dynamics']
+if holds_checkpoint(os.path.join(out_dir, 'policy')):
+    names.append('policy')
+for stage in names:
+    model, told = load_stage(out_dir, stage, 'cpu')
+    stages[stage] = {key: told[key] for key in KEPT if key in told}
+    stages[stage].update(id=told['id'], config={key: value for key, value in told['config'].items()
+                                                if key not in PRIVATE})
+    parameters = dict(model.named_parameters())  # what is measured, not learned, stays as it is
+    of_stage = {f'{stage}.{name}': t.to(getattr(torch, dtype)) if name in parameters else t
+                for name, t in model.state_dict().items()}
+    sizes[stage] = (sum(p.numel() for p in parameters.values()),
+                    sum(t.numel() * t.element_size() for t in of_stage.values()))
+    weights.update(of_stage)
+
+def without_folders(text):
+    for path in (out_dir, recording.path):
+        text = text.replace(path, os.path.basename(os.path.normpath(path)))
+    return text
+
+
+card_path = os.path.join(out_dir, 'eval.md')
+card = ''
+if os.path.exists(card_path):
+    with open(card_path, encoding='utf-8') as f:
+        card = without_folders(f.read())
+held = dict(
+    format=checkpoint.FORMAT, stage='world', iter=about['iter'], data_id=recording.data_id,
+    model=weights, stages=stages, starts=starts, card=card, licence=licence,
+    data_card=without_folders('\n'.join(data.card_of(recording))),
+    # what every checkpoint has, and a world says of each stage
+    config={}, model_args={}, parents={}, optimizer=[], guard={}, metrics={})
+
+# -----------------------------------------------------------------------------
+# written whole, and read back before it has its name
+
+list(checkpoint.tensors(held))  # only plain values, or it could not be read
+with replacing(file) as tmp:
+    torch.save(held, tmp)
+    load_world(tmp, tmp, 'cpu')
+print(f'{file}: {os.path.getsize(file) / 1e6:.1f} MB')
+for stage, (n, size) in sizes.items():
+    print(f'  {stage:<15} {n / 1e6:.2f} M parameters, {size / 1e6:.1f} MB, '
+          f'{stages[stage]["iter"]:,} updates')
+h, w = recording.frames.shape[1:3]
+size = len(index) * h * w * 3 / 1e6
+print(f'  starts          {n_samples} of {memory} frames of {w}x{h}, {size:.1f} MB')
+action_names = about.get('action_names') or [''] * dynamics.config.n_actions
+print('  actions        ', ', '.join(printable(name or i) for i, name in enumerate(action_names)))
+print(f'  eval card       {"as in " + card_path if card else "none: python eval.py makes one"}')
+print(f'  licence         {licence or "none: --licence says what others may do with it"}')
+print(f'play it: python play.py {file}')
