@@ -6,6 +6,7 @@
 # make gpu     all that a GPU has to show, in 9 minutes -> gpu.json; NPROC=2 for two of them
 # make games   do latent actions mean something in games nobody tuned for: nine games, hours
 # make player  the game of hunters, a world and somebody who plays in it: pictures and a card
+# make page    the world of make as one page, out/tiny/world.html, that plays without Python
 # make gif     the moving picture at the top of README.md, from the world that make has trained
 PYTHON ?= python3
 BIN = .venv/bin
@@ -16,7 +17,7 @@ HUNT = config/hunt.py
 HUNT_OUT = out/hunt
 
 .DEFAULT_GOAL = all
-.PHONY: all player games say_how_long test check faults bench gpu gif clean
+.PHONY: all player games say_how_long test check faults bench gpu page gif clean
 .DELETE_ON_ERROR:
 
 # a stage is trained again when an earlier one is newer; remove $(OUT) to start over
@@ -95,6 +96,13 @@ gpu:
 		(echo "make gpu: there is no GPU here (no nvidia-smi); nothing was installed" && exit 2)
 	@test -e .venv/installed || $(MAKE) --no-print-directory .venv/installed
 	$(BIN)/python tests/gpu.py --nproc=$(NPROC)
+
+page: $(OUT)/dynamics/best.pt .venv/page
+	$(BIN)/python export.py $(CONFIG) $(OUT)/world.html --dtype=float16
+
+.venv/page: requirements-page.txt .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $<
+	touch $@
 
 gif: $(OUT)/dynamics/best.pt
 	$(BIN)/python sample.py $(CONFIG) --n_samples=2 --n_frames=45

@@ -4,6 +4,7 @@ A trained world as one file, to keep or to give to a friend.
     python export.py config/tiny.py world.pt                   # then: python play.py world.pt
     python export.py config/tiny.py world.pt --dtype=float16   # half as large
     python export.py config/tiny.py world.pt --licence='CC BY 4.0, Jane Doe'
+    python export.py config/tiny.py world.html                 # a page that plays it, without Python
 
 Reads the best.pt of the stages (of policy.py, too, if there is one) and a few held-out frames to
 start from. play.py, sample.py and eval.py take the file in place of a config: there is no need of
@@ -14,6 +15,7 @@ plain values, no code. What settings say of folders stays here. Errors that carr
 the run in their own words: 2 config, 3 data, 4 checkpoint, 7 disk.
 """
 import os
+import sys
 
 import numpy as np
 import torch
@@ -21,9 +23,10 @@ import torch
 import configurator
 import data
 from files import printable, replacing
+from page import graphs
 from training import checkpoint
 from training.folder import holds_checkpoint
-from world import load_stage, load_world
+from world import Dream, facts_for_page, load_stage, load_world
 
 # -----------------------------------------------------------------------------
 # config
@@ -33,6 +36,8 @@ out_dir = 'out/tiny'
 file = 'world.pt'  # what to write
 n_samples = 16  # starts
 licence = ''  # what others may do with it, in a line
+maskgit_steps = 4  # of a page, until its player moves the slider
+temperature = 0.5  # the same
 dtype = 'float32'  # of the weights in the file: 'float32', 'float16'
 seed = 0
 config = configurator.apply(__file__, globals())
@@ -51,6 +56,22 @@ stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
 windows = data.windows(recording, 'val', memory, stride)
 n_samples = min(n_samples, len(windows))
 picks = windows[np.linspace(0, len(windows) - 1, n_samples).astype(int)]
+if file.endswith('.html'):
+    for model in world[:3:2]:  # tokenizer, dynamics
+        for p in model.parameters():
+            p.data = p.to(getattr(torch, dtype)).float()  # what was rounded packs better
+    dream = Dream(world, maskgit_steps, temperature, 'cpu')
+    with torch.no_grad():
+        dream.begin(picks, seed)
+    facts = dict(facts_for_page(world, windows, 'cpu'), watch=False, beside=False, seed=seed,
+                 maskgit_steps=maskgit_steps, temperature=temperature)
+    notice = f'A world of nanoworlds. {"Licence: " + licence if licence else ""}'
+    text = graphs.page(world[0], dynamics, facts, (dream.tokens, dream.actions), notice)
+    with replacing(file) as tmp, open(tmp, 'w', encoding='utf-8') as f:
+        f.write(text)
+    print(f'{file}: {os.path.getsize(file) / 1e6:.1f} MB; open it in a browser, or put it on any '
+          'web server')
+    sys.exit()
 length = (memory - 1) * stride + 1  # frames of a start, those between two steps, too
 index = (picks[:, None] + np.arange(length)).ravel()
 starts = dict(frames=recording.frames[index], length=length)

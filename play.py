@@ -1,7 +1,8 @@
 """
-Play the world: in a browser, with the keyboard or the buttons on the page, play.html.
+Play the world: in a browser, with the keyboard, the buttons on the page or a gamepad, play.html.
 
     python play.py config/tiny.py                    # then open http://127.0.0.1:8000; Ctrl-C ends
+    python play.py world.pt                          # a file of export.py, and nothing else
     python play.py config/hunt.py --watch=True      # somebody plays; a key takes over, P gives back
     python play.py config/tiny.py --port=0           # any free port
     python play.py config/tiny.py --maskgit_steps=4  # twice as fast, nearly as good: RECORDS.md
@@ -11,49 +12,53 @@ Play the world: in a browser, with the keyboard or the buttons on the page, play
     python play.py config/tiny.py --allow_hosts=play.example.org --token=...  # behind a proxy that
                                           # passes on Host: proxy_set_header Host $http_host
 
-Reads the best.pt of the three stages and a few held-out frames to start from; writes nothing. One
-world, one player: a second page that starts anew takes the world over. GET / is the page. What it
-sends, and anybody who may can send too, is answered with a PNG:
+Reads the best.pt of the three stages and a few held-out frames to start from; writes nothing. GET /
+is the page, and /world its WebSocket: frames are pushed at the rate of the recording, the last key
+wins, and no frame is imagined while two are on their way. One world, one player: a second page
+takes the world over. The page says one of these at a time (section "what a page may say"), in JSON,
+and a picture to start from in raw bytes:
 
-    POST /start {"start": 3}                the frame that start 3 begins with
-    POST /step  {"action": 1, "frame": 17}  the frame after frame 17, counted from the start, when
-                                            action 1 is taken
-    POST /watch {"frame": 17}               the same when the player takes the action that he likes;
-                                            its number and probability are in the headers Action and
-                                            Probability. Only with --watch=True
+    {"start": 3, "seed": 0}      go to start 3
+    {"hold": 1}, {"hold": null}  the key of action 1 is down; no key is
+    {"back": true}               go back a frame at a time, up to a minute; false: play on
+    {"play": [[1, 8, 0.5]]}      a replay: action, MaskGIT steps and temperature of each frame
+    {"seen": 17}                 picture 17 has arrived
 
-The dream is a function of seed, start and actions. Exit codes: 0 ended by Ctrl-C or SIGTERM, at
-once, for there is nothing to save; 2 config, also host and port; 3 data; 4 checkpoint. Errors that
-carry an exit_code end the run in their own words.
+The answers are a line of JSON and, if it says so, a PNG. The dream is a function of seed, start,
+actions and the settings of each frame. Exit codes: 0 ended by Ctrl-C or SIGTERM, at once, for there
+is nothing to save; 2 config, also host and port; 3 data; 4 checkpoint. Errors that carry an
+exit_code end the run in their own words.
 """
+import asyncio
 import base64
 import errno
 import hashlib
 import hmac
 import io
 import json
+import logging
 import os
 import re
 import secrets
 import signal
-import socket
-import socketserver
-import sys
-import threading
-import time
+import tempfile
 import traceback
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import numpy as np
 import torch
+from aiohttp import WSMsgType, web
 from PIL import Image
 
 import configurator
 import data
+import faithful
+import pictures
 from player import Player
-from world import Dream, load_world
+from recordings import game
+from world import Dream, facts_for_page, likeness, load_world
 
 # -----------------------------------------------------------------------------
 # config
@@ -90,7 +95,7 @@ if host in ('', '0.0.0.0'):
                              'as well: --allow_hosts=localhost for a port of a container')
     typed = others[0]
 most_steps = 60  # a second
-patience = 5  # seconds that a request may take to arrive, and an answer to be taken
+logging.getLogger('aiohttp').setLevel(logging.CRITICAL)  # what a client says is no news
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: os._exit(0))
 
@@ -104,77 +109,319 @@ dream = Dream(world, maskgit_steps, temperature, device)
 memory, frame_stride = dream.memory, about['config']['frame_stride']
 starts = data.windows(recording, 'val', memory, frame_stride,
                       f'the {memory} that the world looks back', 'use another recording')
+with ctx:
+    facts = facts_for_page(world, starts, device)
+height, width, fps, idle = (facts[key] for key in ('height', 'width', 'fps', 'idle'))
 player = None
 if watch:
     player = Player(out_dir, device, best_of=best_of)
     player.enter(about)
+# the built-in game can be played beside its dream, with the key that each action has there
+layout = game.layout_of(recording.source)
+has_game = layout is not None and frame_stride == 1 and {'hero', 'screen'} <= recording.truth.keys()
+words = [name.split(' ')[0] for name in facts['names']]
+keys = [game.ACTIONS.index(word) if word in game.ACTIONS else game.NOOP for word in words]
 
 # -----------------------------------------------------------------------------
-# one frame
+# the game. What begins or steps it returns what the page is told of a frame, and the frame; it runs
+# in a thread of its own, the only one that touches torch
 
 
 class Game:
-    """The dream in progress. What begins or steps it returns a picture, a PNG, and what its headers
-    say."""
+    """The dream in progress, and the real game beside it if it is wanted."""
 
-    def begin(self, start):
+    def __init__(self):
+        self.past = deque(maxlen=int(60 * fps))  # what was before each step: a minute
+        self.begin(0, seed)
+
+    def begin(self, start, seed):
         """Goes to the first frames of a held-out window, with the actions taken between them."""
-        dream.begin(data.draw(starts, 1, seed, start), seed + start)
-        self.frame = 0  # how many are imagined
-        if player:
-            player.begin(seed + start)
-        return self.picture()
+        picks = data.draw(starts, 1, seed, start)
+        dream.begin(picks, seed + start)
+        self.real = None
+        if has_game:
+            last = picks + memory - 1
+            state = {key: values[last] for key, values in recording.truth.items()}
+            self.real = game.Game(1, state.get('layout', layout))
+            self.real.reset(seed + start)
+            self.real.set_state(state)
+        return self.first(seed + start)
 
-    def step(self, action, frame, **headers):
-        """None if the frame that was seen is not the last: another page plays, too."""
-        if frame != self.frame:
-            return None
+    def begin_with(self, picture):
+        """Starts from a picture (H,W,3) of somebody, as if it had stood still."""
+        dream.begin_with(picture[None], seed)
+        self.real = None
+        clip = data.frames_at(picture[None], np.zeros((1, 1), int), device)
+        return self.first(seed, likeness=likeness(tokenizer, clip))
+
+    def first(self, seed, **more):
+        self.past.clear()
+        self.frame = self.agree = 0  # how many are imagined; how long both games have been the same
+        if player:
+            player.begin(seed)
+        return self.shown(**more)
+
+    def step(self, action, maskgit_steps, temperature):
+        """The next frame."""
+        self.past.append(self.state())
+        dream.maskgit_steps, dream.temperature = maskgit_steps, temperature
         dream.step(action)
         self.frame += 1
-        return self.picture(**headers)
+        if self.real:
+            self.real.step(keys[action] if action < n_actions else game.NOOP)
+            is_same = faithful.compare(self.real, dream.frames)[0][0]
+            self.agree = self.agree + 1 if is_same else 0
+        return self.shown(action=action, maskgit_steps=maskgit_steps, temperature=temperature)
 
-    def watch(self, frame):
+    def watch(self, maskgit_steps, temperature):
         """A step with the action that the player chooses, from the picture that a person sees."""
-        if frame != self.frame:
-            return None
         (action,), (p,) = player.dream()
-        return self.step(int(action), frame, Action=int(action), Probability=f'{p:.3f}')
+        told, frame = self.step(int(action), maskgit_steps, temperature)
+        return {**told, 'probability': round(float(p), 3)}, frame
 
-    def picture(self, **headers):
+    def back(self):
+        """To the frame before, exactly as it was."""
+        self.set_state(self.past.pop())
+        return self.shown(back=True)
+
+    def shown(self, **more):
         if player:
             player.look(dream.frames)
-        png = io.BytesIO()
-        Image.fromarray(dream.frames[0]).save(png, 'png', compress_level=1)
-        return png.getvalue(), headers
+        told = dict(frame=self.frame, **more)
+        if self.real:
+            told['agree'] = self.agree
+        return told, dream.frames[0]
+
+    def both(self):
+        """The real game's picture and the dream's, side by side."""
+        return np.concatenate([self.real.render(), dream.frames], 2)[0]
+
+    def state(self):
+        return (dream.tokens, dream.actions, dream.frames, dream.generator.get_state(), self.frame,
+                self.agree,
+                player and (player.seen, player.generator.get_state()),
+                self.real and (self.real.state(), self.real.rng.bit_generator.state))
+
+    def set_state(self, state):
+        dream.tokens, dream.actions, dream.frames, noise, self.frame, self.agree, his, real = state
+        dream.generator.set_state(noise)
+        if player:
+            player.seen = his[0][:-1]  # he is shown the last one again
+            player.generator.set_state(his[1])
+        if real:
+            self.real.set_state(real[0])
+            self.real.rng.bit_generator.state = real[1]
+
+    def film(self):
+        """The last minute as an mp4."""
+        frames = np.stack([state[2][0] for state in self.past] + [dream.frames[0]])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'dream.mp4')
+            pictures.save_mp4(path, frames, fps, max(1, 256 // height))
+            return dict(film=True), Path(path).read_bytes()
 
 
-def imagine(do, message):
-    """do(**message), at most `most_steps` times a second."""
-    global due
-    time.sleep(max(0, due - time.monotonic()))
-    due = time.monotonic() + 1 / most_steps
-    with torch.no_grad(), ctx:
-        return do(**message)
+def png(frame):
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, 'png', compress_level=1)
+    return out.getvalue()
 
 
-due = 0  # when the next frame may be imagined
-game = Game()
-# one thread for all that torch does: requests take turns, and torch keeps its own threads
 worker = ThreadPoolExecutor(1)
-worker.submit(imagine, game.begin, {'start': 0}).result()
-# path -> what it does, and the values of a message, each of which is below its limit
-accepted = {'/start': (game.begin, {'start': 10 ** 6}),
-            '/step': (game.step, {'action': n_actions, 'frame': 10 ** 9})}
-if player:
-    accepted['/watch'] = game.watch, {'frame': 10 ** 9}
+
+
+def imagine(do, *args):
+    """do(*args) in the worker -> what the page is told, bytes."""
+    with torch.no_grad(), ctx:
+        return do(*args)
+
+
+the_game = worker.submit(imagine, Game).result()
+
+# -----------------------------------------------------------------------------
+# what a page may say
+
+longest = 65_536 + height * width * 3  # bytes of a message
+
+
+def is_number(low, high, kind=int):
+    """A test of values: a number in [low, high], of which True is none."""
+    kinds = (int, float) if kind is float else (int,)
+    return lambda v: type(v) in kinds and low <= v <= high
+
+
+is_action, is_steps, is_warm = is_number(0, n_actions), is_number(1, 64), is_number(0, 10, float)
+
+
+def is_flag(value):
+    return type(value) is bool
+
+
+def is_replay(value):
+    return type(value) is list and all(
+        type(step) is list and len(step) == 3 and is_action(step[0]) and is_steps(step[1])
+        and is_warm(step[2]) for step in value)
+
+
+accepted = {'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1), 'back': is_flag,
+            'hold': lambda v: v is None or is_action(v), 'pause': is_flag, 'beside': is_flag,
+            'watch': is_flag, 'seen': is_number(0, 10 ** 9), 'maskgit_steps': is_steps,
+            'temperature': is_warm, 'speed': is_number(0.1, 10, float), 'play': is_replay,
+            'film': is_flag}
+
+
+def read_message(text):
+    """The JSON object in text if all that it says is accepted, else None."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if type(message) is not dict or not message or not message.keys() <= accepted.keys():
+        return None
+    return message if all(accepted[key](value) for key, value in message.items()) else None
+
+
+# -----------------------------------------------------------------------------
+# the page that plays
+
+
+class Seat:
+    """A page, and what it wants."""
+
+    def __init__(self, socket):
+        self.socket = socket
+        self.news = asyncio.Event()
+        self.wanted = None  # what begins the next game
+        self.held = self.tapped = None  # a short tap is a step, too
+        self.replay = deque()
+        self.back = self.paused = self.beside = self.film = False
+        self.watching = bool(player)
+        self.settings = dict(maskgit_steps=maskgit_steps, temperature=temperature, speed=1.0)
+        self.sent = self.seen = 0  # pictures
+
+    def begin(self, *job):
+        self.wanted, self.tapped = job, None
+        self.replay.clear()
+        self.news.set()
+
+    def hear(self, message):
+        if 'start' in message:
+            self.begin(the_game.begin, message['start'], message.get('seed', seed))
+        if 'hold' in message:
+            self.held = message['hold']
+            if self.held is not None:
+                self.tapped, self.watching = self.held, False
+                self.replay.clear()
+        self.replay.extend(message.get('play', ()))
+        self.back = message.get('back', self.back)
+        self.paused = message.get('pause', self.paused)
+        self.beside = message.get('beside', self.beside) and has_game
+        self.film = message.get('film', self.film)
+        self.watching = message.get('watch', self.watching) and bool(player)
+        self.seen = max(self.seen, min(self.sent, message.get('seen', 0)))
+        self.settings.update({key: message[key] for key in self.settings if key in message})
+        self.news.set()
+
+    def next_job(self):
+        """What to do now, a function and its arguments; None if there is nothing to do."""
+        how = self.settings['maskgit_steps'], self.settings['temperature']
+        if self.wanted:
+            return self.wanted
+        if self.film:
+            return (the_game.film,)
+        if self.sent - self.seen >= 2 or self.paused:
+            return None
+        if self.back:
+            return (the_game.back,) if the_game.past else None
+        if self.replay:
+            return the_game.step, *self.replay[0]
+        action = self.held if self.tapped is None else self.tapped
+        if action is not None:
+            return the_game.step, action, *how
+        if self.watching:
+            return the_game.watch, *how
+        return None if idle is None else (the_game.step, idle, *how)
+
+    def begin_job(self, job):
+        """The job is on its way: what it was asked by is done with."""
+        if job is self.wanted:
+            self.wanted = None
+        elif job == (the_game.film,):
+            self.film = False
+        elif self.replay and not self.back:
+            self.replay.popleft()
+        else:
+            self.tapped = None
+
+    async def play(self):
+        """Sends frames at the recording's rate, for as long as it is asked for any."""
+        loop = asyncio.get_running_loop()
+        due = 0  # when the next frame may come
+        while True:
+            self.news.clear()
+            wait = due - loop.time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            job = self.next_job()  # the last key wins
+            if job is None:
+                await self.news.wait()
+                continue
+            self.begin_job(job)
+            rate = min(most_steps, fps * self.settings['speed'])
+            due = max(due + 1 / rate, loop.time())
+            try:
+                told, body = await loop.run_in_executor(worker, imagine, self.do, *job)
+            except Exception:  # out of memory, say: for the terminal, not for the page
+                traceback.print_exc()
+                told, body = dict(error='It could not imagine that. Its terminal says why.'), b''
+                self.held = None
+            self.sent += 1
+            line = json.dumps(dict(n=self.sent, replay=len(self.replay), **told))
+            await self.socket.send_bytes(line.encode() + b'\n' + body)
+
+    def do(self, job, *args):
+        told, body = job(*args)
+        if isinstance(body, bytes):
+            return told, body
+        return told, png(the_game.both() if self.beside and the_game.real else body)
+
+
+seat = None  # one world, one player
+
+
+async def sit_down(request):
+    """A WebSocket, from when a page opens it to its end."""
+    global seat
+    socket = web.WebSocketResponse(max_msg_size=longest, heartbeat=20, compress=False)
+    await socket.prepare(request)
+    if seat:
+        await seat.socket.close(code=4001, message=b'Another page plays this world.')
+    mine = seat = Seat(socket)
+    playing = asyncio.create_task(mine.play())
+    playing.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        async for said in socket:
+            if said.type == WSMsgType.BINARY and len(said.data) == height * width * 3:
+                picture = np.frombuffer(said.data, np.uint8).reshape(height, width, 3)
+                mine.begin(the_game.begin_with, picture)
+                continue
+            message = read_message(said.data) if said.type == WSMsgType.TEXT else None
+            if message is None:
+                await socket.close(code=1008, message=b'That is no message of this page.')
+                break
+            mine.hear(message)
+    finally:
+        playing.cancel()
+        if seat is mine:
+            seat = None
+    return socket
 
 # -----------------------------------------------------------------------------
 # the page
 
-names = [str(name) for name in about.get('action_names') or [''] * n_actions]  # '' if it has none
-fps = min(most_steps, round((recording.fps or 15) / frame_stride, 1))
-facts = dict(names=names, memory=memory, watch=bool(player), height=tokenizer.config.height,
-             width=tokenizer.config.width, fps=fps)
+
+facts.update(watch=bool(player), beside=has_game, maskgit_steps=maskgit_steps,
+             temperature=temperature, seed=seed)
 facts = json.dumps(facts).replace('<', r'\u003c')  # a name may not end the script
 page = Path(__file__).with_name('play.html').read_text(encoding='utf-8').replace('WORLD', facts)
 
@@ -188,20 +435,25 @@ def source(tag):
 
 # nothing else in the page is run or fetched
 policy = ["default-src 'none'", f"script-src {source('script')}", f"style-src {source('style')}",
-          "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+          "connect-src 'self'", "img-src blob: data:", "base-uri 'none'", "form-action 'none'",
+          "frame-ancestors 'none'"]
 HEADERS = {
     'Content-Security-Policy': '; '.join(policy),
     'X-Content-Type-Options': 'nosniff',
     'Cache-Control': 'no-store',
     'Referrer-Policy': 'no-referrer',
     'Cross-Origin-Resource-Policy': 'same-origin',
-    'Connection': 'close',
 }
 
+
+async def send_page(request):
+    return web.Response(text=page, content_type='text/html')
+
 # -----------------------------------------------------------------------------
-# the server. Whatever a browser shows may send requests to 127.0.0.1, so being reachable from here
+# who may ask. Whatever a browser shows may send requests to 127.0.0.1, so being reachable from here
 # alone protects nothing: a page of another site is known by its Origin, and one that had its own
 # name point here (DNS rebinding) by its Host. The port tells neither, and a tunnel changes it
+
 
 local = '127.0.0.1', 'localhost', '[::1]'
 known = {*local, typed.lower(), *others}
@@ -212,136 +464,64 @@ OTHER_ORIGIN = ('Forbidden: a page of another address asks. If a proxy is betwee
 WRONG_TOKEN = 'Forbidden: no token, or a wrong one. Open the whole address that the server printed.'
 
 
-def read_message(body, limits):
-    """The JSON object in body, if it has a whole number below each limit and nothing else."""
+def refusal(request):
+    """Why this request may not be answered, and what helps; '' if it may."""
+
+    def header(name):  # its value if it is there once, else ''
+        values = request.headers.getall(name, [])
+        return values[0].lower() if len(values) == 1 else ''
+
+    address, origin = header('Host'), header('Origin')
+    name = re.sub(':[0-9]{1,5}$', '', address)
+    if name not in known:
+        return UNKNOWN_HOST
+    # a proxy may speak https, and may say for a Host that it asks this machine
+    by_proxy = re.fullmatch('https?://(.+?)(:[0-9]{1,5})?', origin)
+    is_named = by_proxy and by_proxy[1] in others and name in (by_proxy[1], *local)
+    if request.path != '/' and not is_named and origin != f'http://{address}':
+        return OTHER_ORIGIN
+    found = request.query_string
+    if token and not hmac.compare_digest(found.encode(), f'token={token}'.encode()):
+        return WRONG_TOKEN
+    return ''
+
+
+@web.middleware
+async def guard(request, handler):
+    """Refuses who may not ask, and puts what else goes wrong into words of its own."""
+    why = refusal(request)
+    if why:
+        return web.Response(status=403, text=why)
     try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if type(message) is not dict or message.keys() != limits.keys():
-        return None
-    for key, value in message.items():
-        # isinstance would let True in
-        if type(value) is not int or not 0 <= value < limits[key]:
-            return None
-    return message
+        return await handler(request)
+    except web.HTTPException as e:  # no such path or method
+        return web.Response(status=e.status, text=f'{e.reason}.')
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request: HTTP/1.0 closes the connection after it."""
-    timeout = patience
-    disable_nagle_algorithm = True
-
-    def handle(self):
-        # `timeout` is that of one read or write, and a byte now and then would begin it anew
-        self.late = threading.Timer(patience, self.connection.shutdown, [socket.SHUT_RDWR])
-        self.late.start()
-        try:
-            super().handle()
-        finally:
-            self.late.cancel()
-
-    def answer(self, code, body, kind='text/plain', more=()):
-        self.send_response_only(code)
-        about_body = {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body)}
-        for name, value in {**HEADERS, **about_body, **dict(more)}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_error(self, code, message='', explain=''):
-        """Without the message of http.server, which would repeat what the client said."""
-        self.answer(code, (HTTPStatus(code).phrase + '.').encode())
-
-    def log_message(self, *_):
-        pass
-
-    def header(self, name):
-        """Its value if it is there once, else ''."""
-        values = self.headers.get_all(name, [])
-        return values[0] if len(values) == 1 else ''
-
-    def refusal(self, posted):
-        """Why this request may not be answered, and what helps; '' if it may."""
-        address = self.header('Host').lower()
-        name = re.sub(':[0-9]{1,5}$', '', address)
-        if name not in known:
-            return UNKNOWN_HOST
-        origin = self.header('Origin').lower()
-        # a proxy may speak https, and may say for a Host that it asks this machine
-        by_proxy = re.fullmatch('https?://(.+?)(:[0-9]{1,5})?', origin)
-        is_named = by_proxy and by_proxy[1] in others and name in (by_proxy[1], *local)
-        if posted and not is_named and origin != f'http://{address}':
-            return OTHER_ORIGIN
-        if posted:
-            found, expected = self.header('X-Token'), token
-        else:
-            found, expected = self.path.partition('?')[2], f'token={token}'
-        if token and not hmac.compare_digest(found.encode(), expected.encode()):
-            return WRONG_TOKEN
-        return ''
-
-    def do_GET(self):
-        refusal = self.refusal(posted=False)
-        if refusal:
-            self.answer(403, refusal.encode())
-        elif self.path.partition('?')[0] != '/':
-            self.send_error(404)
-        else:
-            self.answer(200, page.encode(), 'text/html')
-
-    def do_POST(self):
-        refusal = self.refusal(posted=True)
-        if refusal:
-            return self.answer(403, refusal.encode())
-        if self.path not in accepted:
-            return self.send_error(404)
-        if 'Content-Length' not in self.headers:
-            return self.send_error(411)
-        length = self.header('Content-Length')
-        if not re.fullmatch('[0-9]+', length):
-            return self.send_error(400)
-        if len(length) > 4 or int(length) > 1024:
-            return self.send_error(413)
-        body = self.rfile.read(int(length))
-        self.late.cancel()  # the request is here; the answer takes as long as it takes
-        do, limits = accepted[self.path]
-        message = read_message(body, limits)
-        if len(body) != int(length) or message is None:
-            return self.send_error(400)
-        try:
-            answer = worker.submit(imagine, do, message).result()
-        except Exception:  # out of memory, say: for the terminal, not for the client
-            traceback.print_exc()
-            return self.send_error(500)
-        if answer is None:
-            return self.answer(409, b'Another page plays this world.')
-        picture, headers = answer
-        self.answer(200, picture, 'image/png', headers)
+async def harden(request, response):
+    response.headers.update(HEADERS)
+    response.headers.popall('Server', None)
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """Not an HTTPServer, which would ask DNS for its own name."""
-    daemon_threads, request_queue_size = True, 64
-    allow_reuse_address = os.name != 'nt'  # Windows would let two servers have one port
+async def serve():
+    global port
+    app = web.Application(middlewares=[guard], client_max_size=1024)
+    app.on_response_prepare.append(harden)
+    app.add_routes([web.get('/', send_page, allow_head=False), web.get('/world', sit_down)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as e:
+        cure = 'expected an address of this machine, 127.0.0.1 for itself alone'
+        if e.errno == errno.EADDRINUSE:
+            cure = 'use --port=0 for any free port'
+        found = f'config: cannot listen at host={host!r}, port={port}: {os.strerror(e.errno)}'
+        configurator.stop(2, f'{found}\n{cure}')
+    port = runner.addresses[0][1]
+    query = f'/?token={token}' if token else ''
+    print(f'play at http://{typed}:{port}{query} (Ctrl-C ends)', flush=True)
+    await asyncio.Event().wait()
 
-    def verify_request(self, request, address):
-        return threading.active_count() < 64  # a connection has two threads, its own and its timer
 
-    def handle_error(self, request, address):
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no error
-            super().handle_error(request, address)
-
-
-try:
-    server = Server((host, port), Handler)
-except OSError as e:
-    cure = 'expected an address of this machine, 127.0.0.1 for itself alone'
-    if e.errno == errno.EADDRINUSE:
-        cure = 'use --port=0 for any free port'
-    found = f'config: cannot listen at host={host!r}, port={port}: {e.strerror}'
-    configurator.stop(2, f'{found}\n{cure}')
-port = server.server_address[1]
-query = f'/?token={token}' if token else ''
-print(f'play at http://{typed}:{port}{query} (Ctrl-C ends)', flush=True)
-server.serve_forever()
+asyncio.run(serve())

@@ -1,5 +1,6 @@
 """The stages together: models from their checkpoints, a recording as stage 3 sees it, and the world
 that they make."""
+import math
 import os
 
 import numpy as np
@@ -217,6 +218,15 @@ class Dream:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.show()
 
+    def begin_with(self, frames, seed):
+        """Goes on from frames (B,H,W,3) uint8 of anywhere, as if they had stood still."""
+        index = np.zeros(self.memory, int) + np.arange(len(frames))[:, None]
+        self.tokens = self.tokenizer.encode(data.frames_at(frames, index, self.device))
+        unknown = self.dynamics.config.n_actions
+        self.actions = torch.full((len(frames), self.memory - 1), unknown, device=self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.show()
+
     def step(self, actions):
         """actions: (B,) whole numbers, or one for all."""
         actions = torch.as_tensor(actions, device=self.device).expand(len(self.tokens))
@@ -229,6 +239,31 @@ class Dream:
     def show(self):
         shown = self.tokens if self.tokenizer.config.temporal else self.tokens[:, -1:]
         self.frames = pictures.to_uint8(self.tokenizer.decode(shown))[:, -1]
+
+
+def likeness(tokenizer, clip):
+    """How well the tokenizer draws a clip (B,T,C,H,W): its PSNR, in dB."""
+    error = (tokenizer.decode(tokenizer.encode(clip)) - clip).square().mean().item()
+    return round(-10 * math.log10(error / 4 + 1e-10), 1)
+
+
+IDLE = 'noop', 'none', 'stay', 'idle', 'wait', 'nothing'  # what an action is called that does nothing
+
+
+@torch.no_grad()
+def facts_for_page(world, starts, device):
+    """What play.html is told of a world: names of its actions ('' for one that has none), the one
+    that is taken where no key is down (None: the world waits), sizes, frames/s. starts: the windows
+    (n,) to start from."""
+    tokenizer, _, dynamics, about, recording = world
+    stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
+    names = [str(name) for name in about.get('action_names') or [''] * dynamics.config.n_actions]
+    idle = next((i for i, name in enumerate(names) if name.split(' ')[0].lower() in IDLE), None)
+    some = starts[np.linspace(0, len(starts) - 1, 8).astype(int)]
+    clip = data.clips(recording.frames, some, memory, stride, device)
+    return dict(names=names, idle=idle, memory=memory, height=tokenizer.config.height,
+                width=tokenizer.config.width, fps=min(60, round((recording.fps or 15) / stride, 1)),
+                usual=likeness(tokenizer, clip), id=about['id'])
 
 
 def synchronize(device):

@@ -1,0 +1,217 @@
+'use strict'
+// The world in the page itself: what play.py does behind a WebSocket, with the networks as ONNX.
+// The names are those of play.py and of model.py's Dynamics.generate.
+
+async function unpacked(name) {
+  const element = document.getElementById(`part-${name}`)
+  const letters = atob(element.textContent)
+  element.remove()  // the text takes twice the memory of what is in it
+  const bytes = new Uint8Array(letters.length)
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i)
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))
+  return new Uint8Array(await new Response(stream).arrayBuffer())
+}
+
+// The networks: past, guess, draw, read. Each takes typed arrays and returns one
+async function loadNetworks(world) {
+  const url = URL.createObjectURL(new Blob([await unpacked('module')], {type: 'text/javascript'}))
+  const ort = await import(url)
+  ort.env.wasm.wasmBinary = await unpacked('wasm')
+  ort.env.wasm.numThreads = 1
+  ort.env.logLevel = 'error'
+  const {memory, n_tokens: N, height, width, n_embd: D, temporal} = world
+  const shapes = {past: [[1, memory, N], [1, memory]], guess: [[1, N, D], [1, N]],
+    draw: [[1, temporal ? memory : 1, N]], read: [[height, width, 3]]}
+  const networks = {}
+  for (const name of Object.keys(shapes)) {
+    const session = await ort.InferenceSession.create(await unpacked(name),
+      {executionProviders: ['wasm'], graphOptimizationLevel: 'all'})
+    networks[name] = async (...arrays) => {
+      const feeds = {}
+      session.inputNames.forEach((input, i) => {
+        const type = arrays[i] instanceof Float32Array ? 'float32' : 'int32'
+        feeds[input] = new ort.Tensor(type, arrays[i], shapes[name][i])
+      })
+      const {y} = await session.run(feeds)
+      return y.data
+    }
+  }
+  return networks
+}
+
+// A generator whose state is one number (splitmix32), so that to rewind is exact
+function draw(state) {
+  state.noise = (state.noise + 0x9e3779b9) | 0
+  let t = state.noise ^ (state.noise >>> 16)
+  t = Math.imul(t, 0x21f0aaad)
+  t ^= t >>> 15
+  t = Math.imul(t, 0x735a2d97)
+  return ((t ^ (t >>> 15)) >>> 0) / 4294967296
+}
+
+// logits of one digit -> a digit: the most likely one, or where a random number falls in the summed
+// probabilities
+function sample(logits, first, base, temperature, state) {
+  let best = 0
+  for (let i = 1; i < base; i++) if (logits[first + i] > logits[first + best]) best = i
+  if (!temperature) return best
+  const top = logits[first + best], below = new Float64Array(base)
+  let sum = 0
+  for (let i = 0; i < base; i++) {
+    below[i] = sum += Math.exp((logits[first + i] - top) / temperature)
+  }
+  const u = draw(state) * sum
+  return Math.min(base - 1, below.findIndex(v => v > u))
+}
+
+// The next frame's tokens. tokens: memory * N of the past; actions: as many as the past has frames,
+// the last of which leads to the new one. order: in which the tokens are revealed
+async function generate(networks, world, tokens, actions, steps, temperature, state, order) {
+  const {n_tokens: N, vocab_size, base, n_digits} = world
+  const past = await networks.past(tokens, actions)
+  const frame = new Int32Array(N).fill(vocab_size)  // all masked
+  order ??= Array.from({length: N}, (_, i) => [draw(state), i]).sort((a, b) => a[0] - b[0])
+    .map(pair => pair[1])
+  let shown = 0
+  for (let step = 0; step < steps; step++) {
+    const hidden = Math.floor(Math.cos(Math.PI / 2 * (step + 1) / steps) * N + 1e-6)
+    const places = order.slice(shown, N - hidden)
+    shown += places.length
+    if (!places.length) continue
+    const logits = await networks.guess(past, frame)
+    for (const place of places) {
+      let token = 0
+      for (let digit = n_digits - 1; digit >= 0; digit--) {
+        const first = (place * n_digits + digit) * base
+        token = token * base + sample(logits, first, base, temperature, state)
+      }
+      frame[place] = Math.min(token, vocab_size - 1)
+    }
+  }
+  return frame
+}
+
+function localWorld(world, show) {
+  const {n_tokens: N, memory, height, width} = world
+  const now = {tokens: null, actions: null, noise: 0, frame: 0, pixels: null}
+  const longest = Math.round(60 * world.fps)
+  let past = [], networks = null
+
+  async function pictureOf(tokens) {
+    const rgb = await networks.draw(world.temporal ? tokens : tokens.slice(-N))
+    const picture = new ImageData(width, height)
+    for (let i = 0; i < height * width; i++) {
+      for (let c = 0; c < 3; c++) picture.data[4 * i + c] = rgb[3 * i + c]
+      picture.data[4 * i + 3] = 255
+    }
+    return picture
+  }
+
+  async function begin(tokens, actions, seed, more = {}) {
+    past = []
+    Object.assign(now, {tokens, actions, noise: seed, frame: 0, pixels: await pictureOf(tokens)})
+    return shown(more)
+  }
+
+  function beginAt(start, seed) {
+    const {tokens, actions} = world.starts[start % world.starts.length]
+    return begin(Int32Array.from(tokens), actions, (seed + start) | 0)
+  }
+
+  async function beginWith(bytes) {
+    const rgb = Float32Array.from(bytes)
+    const tokens = Int32Array.from(await networks.read(rgb))
+    const unknown = Array(memory - 1).fill(world.names.length)
+    const told = await begin(tokens, unknown, world.seed)
+    let error = 0  // of the picture as the tokenizer draws it
+    for (let i = 0; i < rgb.length; i++) {
+      error += ((now.pixels.data[4 * Math.floor(i / 3) + i % 3] - rgb[i]) / 127.5) ** 2
+    }
+    told.likeness = +(-10 * Math.log10(error / rgb.length / 4 + 1e-10)).toFixed(1)
+    return told
+  }
+
+  async function step(action, steps, temperature) {
+    past.push({...now})
+    if (past.length > longest) past.shift()
+    const actions = [...now.actions, action]
+    const frame = await generate(networks, world, now.tokens, Int32Array.from(actions), steps,
+      temperature, now)
+    const tokens = new Int32Array(memory * N)
+    tokens.set(now.tokens.subarray(N))
+    tokens.set(frame, (memory - 1) * N)
+    const pixels = await pictureOf(tokens)
+    Object.assign(now, {tokens, actions: actions.slice(1), frame: now.frame + 1, pixels})
+    return shown({action, maskgit_steps: steps, temperature})
+  }
+
+  async function back() {
+    Object.assign(now, past.pop())
+    return shown({back: true})
+  }
+
+  const shown = more => ({frame: now.frame, replay: wants.replay.length, ...more})
+
+  // ---- what the page wants, as play.py's Seat
+  const wants = {begin: null, held: null, tapped: null, replay: [], back: false, pause: false,
+    maskgit_steps: world.maskgit_steps, temperature: world.temperature, speed: 1}
+  let wake = () => {}
+
+  function send(message) {
+    if (message instanceof Uint8Array) {
+      Object.assign(wants, {begin: () => beginWith(message), tapped: null, replay: []})
+    } else {
+      if ('start' in message) {
+        const {start, seed} = message
+        Object.assign(wants, {begin: () => beginAt(start, seed), tapped: null, replay: []})
+      }
+      if ('hold' in message) {
+        wants.held = message.hold
+        if (wants.held !== null) Object.assign(wants, {tapped: wants.held, replay: []})
+      }
+      wants.replay.push(...message.play ?? [])
+      for (const key of ['back', 'pause', 'maskgit_steps', 'temperature', 'speed']) {
+        if (key in message) wants[key] = message[key]
+      }
+      if (message.film) show({error: 'A page alone makes no mp4. GIF does it.'})
+    }
+    wake()
+  }
+
+  function nextJob() {
+    const {maskgit_steps, temperature} = wants
+    if (wants.begin) {
+      const begins = wants.begin
+      wants.begin = null
+      return begins
+    }
+    if (wants.pause) return null
+    if (wants.back) return past.length ? back : null
+    if (wants.replay.length) {
+      const [action, steps, warm] = wants.replay.shift()
+      return () => step(action, steps, warm)
+    }
+    const action = wants.tapped ?? wants.held ?? world.idle
+    wants.tapped = null
+    return action === null ? null : () => step(action, maskgit_steps, temperature)
+  }
+
+  async function play() {
+    networks = await loadNetworks(world)
+    globalThis.networks = networks  // for those who look under the bonnet, and a test
+    for (let due = 0;;) {
+      await new Promise(done => setTimeout(done, due - performance.now()))
+      const job = nextJob()
+      if (!job) {
+        await new Promise(done => { wake = done })
+        continue
+      }
+      due = Math.max(due + 1000 / (world.fps * wants.speed), performance.now())
+      const told = await job()
+      show(told, now.pixels)
+    }
+  }
+
+  play().catch(error => show({error: `It could not imagine that: ${error.message}`}))
+  return {send}
+}
