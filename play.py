@@ -22,6 +22,7 @@ and a picture to start from in raw bytes:
     {"hold": 1}, {"hold": null}  the key of action 1 is down; no key is
     {"back": true}               go back a frame at a time, up to a minute; false: play on
     {"play": [[1, 8, 0.5]]}      a replay: action, MaskGIT steps and temperature of each frame
+    {"pause": true}              nobody acts: that leaves replays
     {"seen": 17}                 picture 17 has arrived
 
 The answers are a line of JSON and, if it says so, a PNG. The dream is a function of seed, start,
@@ -161,9 +162,9 @@ class Game:
             player.begin(seed)
         return self.shown(**more)
 
-    def step(self, action, maskgit_steps, temperature):
+    def step(self, action, maskgit_steps, temperature, before=None):
         """The next frame."""
-        self.past.append(self.state())
+        self.past.append(before or self.state())
         dream.maskgit_steps, dream.temperature = maskgit_steps, temperature
         dream.step(action)
         self.frame += 1
@@ -175,8 +176,9 @@ class Game:
 
     def watch(self, maskgit_steps, temperature):
         """A step with the action that the player chooses, from the picture that a person sees."""
+        before = self.state()
         (action,), (p,) = player.dream()
-        told, frame = self.step(int(action), maskgit_steps, temperature)
+        told, frame = self.step(int(action), maskgit_steps, temperature, before)
         return {**told, 'probability': round(float(p), 3)}, frame
 
     def back(self):
@@ -292,6 +294,7 @@ class Seat:
         self.socket = socket
         self.news = asyncio.Event()
         self.wanted = None  # what begins the next game
+        self.begun = False
         self.held = self.tapped = None  # a short tap is a step, too
         self.replay = deque()
         self.back = self.paused = self.beside = self.film = False
@@ -300,7 +303,7 @@ class Seat:
         self.sent = self.seen = 0  # pictures
 
     def begin(self, *job):
-        self.wanted, self.tapped = job, None
+        self.wanted, self.begun, self.tapped = job, True, None
         self.replay.clear()
         self.news.set()
 
@@ -329,12 +332,14 @@ class Seat:
             return self.wanted
         if self.film:
             return (the_game.film,)
-        if self.sent - self.seen >= 2 or self.paused:
+        if not self.begun or self.sent - self.seen >= 2:
             return None
         if self.back:
             return (the_game.back,) if the_game.past else None
         if self.replay:
             return the_game.step, *self.replay[0]
+        if self.paused:
+            return None
         action = self.held if self.tapped is None else self.tapped
         if action is not None:
             return the_game.step, action, *how

@@ -185,12 +185,12 @@ function localWorld(world, show) {
       wants.begin = null
       return begins
     }
-    if (wants.pause) return null
     if (wants.back) return past.length ? back : null
     if (wants.replay.length) {
       const [action, steps, warm] = wants.replay.shift()
       return () => step(action, steps, warm)
     }
+    if (wants.pause) return null
     const action = wants.tapped ?? wants.held ?? world.idle
     wants.tapped = null
     return action === null ? null : () => step(action, maskgit_steps, temperature)

@@ -60,7 +60,7 @@ def page(browser, server):
     context = browser.new_context(viewport=dict(width=1280, height=900))
     it = context.new_page()
     mistakes = []
-    it.on('pageerror', mistakes.append)
+    it.on('pageerror', lambda error: mistakes.append(str(error)))
     it.goto(server.url)
     begun(it)
     yield it
@@ -69,7 +69,7 @@ def page(browser, server):
 
 
 def begun(page):
-    page.wait_for_function('film.length > 0', timeout=60_000)
+    until(page, 'film.length > 0')
 
 
 def shows(page):
@@ -80,7 +80,12 @@ def shows(page):
 
 
 def until(page, what):
-    page.wait_for_function(what, timeout=60_000)
+    """Asks until it is so: the page's policy lets nothing in it evaluate a text."""
+    for _ in range(3000):
+        if page.evaluate(what):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f'never: {what}; {page.text_content("#line")}')
 
 
 def tap(page, key, until_frame):
@@ -102,17 +107,17 @@ def test_keys_act_and_the_world_waits_without_one(page):
     assert {step[0] for step in page.evaluate('played')} == {3}
 
 
-@pytest.mark.parametrize('key, code, action', [
-    ('ц', 'KeyW', 0), ('ф', 'KeyA', 1), ('ς', 'KeyW', 0), ('z', 'KeyW', 0), ('à', 'Digit0', 0),
-    ('é', 'Digit2', 2), ('W', 'KeyW', 0), ('ArrowLeft', 'Numpad4', 1), ('1', 'Numpad1', 1),
-    ('Process', 'KeyS', 2)])
-def test_keys_are_known_by_their_place(page, key, code, action):
+def test_keys_are_known_by_their_place(page):
     """On a Russian, a Greek, a French keyboard, with a number pad, with an input method."""
-    page.evaluate(f"""for (const kind of ['keydown', 'keyup']) {{
-      dispatchEvent(new KeyboardEvent(kind, {{key: {key!r}, code: {code!r}}}))
-    }}""")
-    until(page, 'frame > 0')
-    assert page.evaluate('played[0][0]') == action
+    pressed = [('ц', 'KeyW', 0), ('ф', 'KeyA', 1), ('ς', 'KeyW', 0), ('z', 'KeyW', 0),
+               ('à', 'Digit0', 0), ('é', 'Digit2', 2), ('W', 'KeyW', 0), ('Process', 'KeyS', 2),
+               ('ArrowLeft', 'Numpad4', 1), ('1', 'Numpad1', 1)]
+    for i, (key, code, _) in enumerate(pressed):
+        page.evaluate(f"""for (const kind of ['keydown', 'keyup']) {{
+          dispatchEvent(new KeyboardEvent(kind, {{key: {key!r}, code: {code!r}}}))
+        }}""")
+        until(page, f'frame > {i}')
+    assert page.evaluate('played.map(step => step[0])') == [action for _, _, action in pressed]
 
 
 def test_rewinding_is_exact_and_a_replay_gives_the_same_pixels(page, tmp_path):
@@ -154,7 +159,7 @@ def test_the_session_as_films(page):
     assert gif.n_frames == frames and gif.size == (256, 256)
     gif.seek(frames - 1)
     found = np.array(gif.convert('RGB'))[8::16, 8::16]
-    assert abs(found.astype(int) - shown).max() <= 8, 'five bits a colour'
+    assert abs(found.astype(int) - shown).mean() < 12, 'of noise it keeps 256 colours'
     with page.expect_download() as told:
         page.click('#film')
     assert told.value.suggested_filename == 'dream.mp4'
@@ -185,6 +190,7 @@ def test_sliders_change_what_is_imagined(page):
     page.click('summary')
     for id, value in (('maskgit_steps', 5), ('temperature', 1.5)):
         page.fill(f'#{id}', str(value))
+    page.evaluate('document.activeElement.blur()')
     tap(page, 'ArrowRight', 1)
     assert page.evaluate('played[0]') == [3, 5, 1.5]
 
@@ -247,7 +253,7 @@ def test_a_server_that_goes_away_and_comes_back(browser, world, walks):
     it.process.kill()
     it.process.communicate()
     until(page, "$('line').textContent.includes('does play.py still run')")
-    again = serve(world[0], f'--out_dir={walks}', f'--port={it.port}')
+    again = serve(world[0], f'--out_dir={walks}', port=it.port)
     try:
         until(page, "$('line').textContent.includes('waits for a key')")
         tap(page, 'ArrowUp', 2)
@@ -315,7 +321,7 @@ def lone(browser, alone):
     context = browser.new_context()
     it = context.new_page()
     mistakes = []
-    it.on('pageerror', mistakes.append)
+    it.on('pageerror', lambda error: mistakes.append(str(error)))
     it.goto(alone.as_uri())
     begun(it)
     yield it
