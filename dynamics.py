@@ -38,7 +38,7 @@ frame_stride = 1  # every how many frames of the recording
 n_layer = 4
 n_head = 4
 n_embd = 128
-scene_share = 0.125  # of a batch: windows that end in a new scene, rare and most of the error
+rare_share = 0.125  # of a batch, of each kind: windows that end in a new scene, a stop, a turn
 corrupt = 0.1  # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8
@@ -101,15 +101,15 @@ with ranks.master_first():  # rank 0 decodes the file, once
 starts = {s: data.windows(recording, s, seq_len, frame_stride) for s in ('train', 'val')}
 encoded = Encoded(recording, out_dir, action_source, frame_stride, ctx, dtype, device)
 tokenizer, n_actions = encoded.tokenizer, encoded.n_actions
-new_scene = encoded.ending_in_a_new_scene(starts['train'], seq_len)
+rare = encoded.rare_ends(starts['train'], seq_len)
 
 
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. Batch `it` is the same for any number of ranks."""
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
-    n = int(scene_share * total_batch_size)
-    if split == 'train' and n and len(new_scene):
-        picks[:n] = data.draw(new_scene, n, seed, 2, it)
+    n = int(rare_share * total_batch_size)
+    for i, ends in enumerate(rare if split == 'train' else ()):
+        picks[i * n:(i + 1) * n] = data.draw(ends, n, seed, 2 + i, it)
     share = (micro_step * world_size + rank) * device_batch_size
     return encoded.gather(picks[share:share + device_batch_size], seq_len)
 
@@ -123,7 +123,7 @@ model = Dynamics(DynamicsConfig(tokenizer.vocab_size, tokenizer.n_tokens, grid_w
 chance = math.log(tokenizer.vocab_size)  # nats: the loss of a guess
 about = dict(stage=stage, config=config, model_args=asdict(model.config),
              data_id=recording.data_id, parents=encoded.parents,
-             action_names=encoded.action_names(action_source))
+             action_names=encoded.action_names(action_source), idle=encoded.idle)
 apart = [model]  # what is trained apart is clipped apart
 
 

@@ -272,6 +272,8 @@ codes, changed, shifts = [], [], []  # changed: share of the pixels
 with torch.no_grad(), ctx:
     for i in range(0, len(transitions), 64):
         clip, taken = true_clips(transitions[i:i + 64], 2)
+        if action_source == 'latent':
+            taken = action_model.encode(clip)  # where nothing changes, too
         codes.append(taken[:, 0].cpu().numpy())
         differs = (clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1
         changed.append(differs.float().mean((1, 2)).cpu().numpy())

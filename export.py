@@ -86,7 +86,7 @@ starts.update(action_names=recording.action_names, source=recording.source, fps=
 # the stages
 
 PRIVATE = 'dataset', 'out_dir', 'wandb_project', 'wandb_run_name'  # names of this machine's owner
-KEPT = 'iter', 'model_args', 'data_id', 'parents', 'metrics', 'action_names', 'acting'
+KEPT = 'iter', 'model_args', 'data_id', 'parents', 'metrics', 'action_names', 'idle', 'acting'
 stages, weights, sizes = {}, {}, {}
 names = [*about['parents'], 'dynamics']
 if holds_checkpoint(os.path.join(out_dir, 'policy')):

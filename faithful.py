@@ -57,7 +57,8 @@ def codes_of_keys(names, counts=None):
     for key, word in enumerate(game.ACTIONS):
         if word in words:
             codes[key] = words.index(word)
-        elif counts is not None and counts[:, key:key + 1].any():  # who records may not know a key
+        # who records may not know a key; to press none is no action
+        elif key != game.NOOP and counts is not None and counts[:, key:key + 1].any():
             codes[key] = counts[:, key].argmax()
     return codes
 

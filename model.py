@@ -205,12 +205,12 @@ class FSQ(nn.Module):
 
 def code_usage(tokens, vocab_size):
     """Fraction of the vocabulary that occurs in tokens, and the entropy (nats) of how often each
-    does."""
+    does. A token vocab_size is none."""
     tokens = tokens.flatten()
     ones = torch.ones_like(tokens, dtype=torch.float32)
-    p = torch.zeros(vocab_size, device=tokens.device)
-    p.index_add_(0, tokens, ones)  # torch.bincount would wait for the GPU
-    used, p = (p > 0).float().mean(), p / p.sum()
+    p = torch.zeros(vocab_size + 1, device=tokens.device)
+    p = p.index_add_(0, tokens, ones)[:-1]  # torch.bincount would wait for the GPU
+    used, p = (p > 0).float().mean(), p / p.sum().clamp(min=1)
     return used, -(p * p.clamp(min=1e-10).log()).sum()
 
 

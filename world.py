@@ -187,7 +187,12 @@ def taken_actions(source, action_model, clip, recording, picks):
     `picks` of the recording, as the dynamics was trained to hear them. source: its
     `action_source`."""
     if source == 'latent':
-        return action_model.encode(clip)
+        same = (clip[:, 1:] == clip[:, :-1]).flatten(2).all(2)
+        actions = action_model.encode(clip)
+        actions[:, 0].masked_fill_(same[:, 0], action_model.n_actions)
+        for t in range(1, actions.size(1)):  # as in Encoded.held
+            actions[:, t] = torch.where(same[:, t], actions[:, t - 1], actions[:, t])
+        return actions
     if source == 'labels':
         index = picks[:, None] + np.arange(clip.size(1) - 1)
         return torch.from_numpy(recording.actions[index]).to(clip.device)
@@ -258,7 +263,8 @@ def facts_for_page(world, starts, device):
     tokenizer, _, dynamics, about, recording = world
     stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
     names = [str(name) for name in about.get('action_names') or [''] * dynamics.config.n_actions]
-    idle = next((i for i, name in enumerate(names) if name.split(' ')[0].lower() in IDLE), None)
+    idle = next((i for i, name in enumerate(names) if name.split(' ')[0].lower() in IDLE),
+                about.get('idle'))
     some = starts[np.linspace(0, len(starts) - 1, 8).astype(int)]
     clip = data.clips(recording.frames, some, memory, stride, device)
     return dict(names=names, idle=idle, memory=memory, height=tokenizer.config.height,
@@ -340,10 +346,33 @@ class Encoded:
         else:
             self.actions = np.zeros(len(self.frames), np.int32)
             self.n_actions = 1
-        self.all_tokens = data.to_device(self.tokens, device)
-        self.all_actions = data.to_device(self.actions, device)
         after, before = self.tokens[frame_stride:], self.tokens[:-frame_stride]
         self.changes = (after != before).sum(1)  # tokens, from each frame to the next
+        self.idle = None  # the action that does nothing, if the recording shows one
+        if action_source == 'latent':
+            self.actions = self.held(self.actions)
+            if (self.actions == self.n_actions).mean() > 0.01:
+                self.idle = self.n_actions
+        self.all_tokens = data.to_device(self.tokens, device)
+        self.all_actions = data.to_device(self.actions, device)
+
+    def held(self, actions):
+        """
+        Where nothing changes, nothing tells what was pressed. For half of such transitions it is
+        taken to be the action of the step before, as of one who goes on against a wall; for the
+        others, and where an episode begins so, none, number n_actions, as of one who stands. So a
+        world learns what walls are, and that without a key nothing happens (RECORDS.md).
+        """
+        actions, stride = actions.copy(), self.frame_stride
+        same = np.flatnonzero(self.changes == 0)
+        first = np.searchsorted(self.recording.episode_starts, same, 'right') - 1
+        begins = same - stride < self.recording.episode_starts[first]
+        stands = begins | (np.random.default_rng(14).random(len(same)) < 0.5)
+        last = actions.copy()  # what was pressed last, in each place
+        for t, no_past, none in zip(same, begins, stands):
+            last[t] = self.n_actions if no_past else last[t - stride]
+            actions[t] = self.n_actions if none else last[t]
+        return actions
 
     def check(self, action_source):
         if self.action_model:
@@ -392,10 +421,16 @@ class Encoded:
             starts = data.windows(self.recording, 'val', length, self.frame_stride)
         return data.draw(starts, n, seed), length
 
-    def ending_in_a_new_scene(self, starts, seq_len):
-        """Those of the windows in whose last step more than half of the tokens change."""
-        last_step = starts + (seq_len - 2) * self.frame_stride
-        return starts[self.changes[last_step] > self.tokenizer.n_tokens / 2]
+    def rare_ends(self, starts, seq_len):
+        """Those of the windows in whose last step happens what is rare and much of the error: more
+        than half of the tokens change; none does any more; another action is taken. A list of
+        arrays, without empty ones."""
+        last = starts + (seq_len - 2) * self.frame_stride
+        before = np.maximum(last - self.frame_stride, 0)
+        changes = self.changes[last]
+        kinds = (changes > self.tokenizer.n_tokens / 2, (changes == 0) & (self.changes[before] > 0),
+                 (changes > 0) & (self.actions[last] != self.actions[before]))
+        return [starts[kind] for kind in kinds if kind.any()]
 
     def action_names(self, action_source):
         """

@@ -330,8 +330,9 @@ class Game:
 
 class Player:
     """Plays as people do: holds an action for 2 to 11 frames, and turns when it stops working.
-    People see the trees: a way that is free is chosen far more often than one that is not, and
-    turning back is rare."""
+    People see the trees: a way that is free is chosen more often than one that is not, and turning
+    back is rare. He goes against them often enough to show what they are: a world learns that from
+    nothing else (RECORDS.md)."""
     episode_len, own_worlds = 250, False
     stands = {NOOP: 0.1, SWORD: 0.1}  # what he does for a while without walking, and how often
     bumps = 0  # share of the frames in which he goes against a wall on purpose, where there is one
@@ -350,12 +351,12 @@ class Player:
         game, n = self.game, self.game.n
         walking = (self.action >= UP) & (self.action <= RIGHT)
         blocked = walking & ~self.is_free(self.action)
-        gives_up = blocked & (self.rng.random(n) < 0.6)
+        gives_up = blocked & (self.rng.random(n) < 0.4)
         chooses = (self.left <= 0) | gives_up
         weight = np.zeros((n, len(ACTIONS)))
         for a in (UP, DOWN, LEFT, RIGHT):
             back = (DX[a] == -DX[game.facing]) & (DY[a] == -DY[game.facing])
-            weight[:, a] = np.where(self.is_free(a), np.where(back, 0.4, 1.0), 0.03)
+            weight[:, a] = np.where(self.is_free(a), np.where(back, 0.4, 1.0), 0.3)
         weight *= (1 - sum(self.stands.values())) / weight.sum(1, keepdims=True)
         weight[:, list(self.stands)] = list(self.stands.values())
         choice = (weight.cumsum(1) < self.rng.random((n, 1))).sum(1)

@@ -13,6 +13,16 @@ from training import checkpoint
 from world import Encoded, load_stage, load_world, other_data
 
 
+def seen_so(tokens, actions, stride, episode_starts=(0,)):
+    """An Encoded of tokens (n,N) and actions (n,), without its stages."""
+    encoded = object.__new__(Encoded)
+    encoded.frame_stride, encoded.tokenizer = stride, SimpleNamespace(n_tokens=tokens.shape[1])
+    encoded.changes = (tokens[stride:] != tokens[:-stride]).sum(1)
+    encoded.actions, encoded.n_actions = np.array(actions), 8
+    encoded.recording = SimpleNamespace(episode_starts=np.array(episode_starts))
+    return encoded
+
+
 @pytest.mark.parametrize('stride', [1, 2])
 def test_windows_of_a_new_scene_end_in_one(stride):
     """A new scene at frame 10; elsewhere one token in four changes."""
@@ -20,11 +30,42 @@ def test_windows_of_a_new_scene_end_in_one(stride):
     tokens = np.zeros((n, 4), np.int16)
     tokens[:, 0] = np.arange(n)
     tokens[10:, 1:] = 1
-    encoded = object.__new__(Encoded)
-    encoded.frame_stride, encoded.tokenizer = stride, SimpleNamespace(n_tokens=4)
-    encoded.changes = (tokens[stride:] != tokens[:-stride]).sum(1)
-    found = encoded.ending_in_a_new_scene(np.arange(n - 2 * stride), 3)
+    found, = seen_so(tokens, [0] * n, stride).rare_ends(np.arange(n - 2 * stride), 3)
     assert found.tolist() == list(range(10 - 2 * stride, 10 - stride))
+
+
+def test_windows_that_end_in_a_stop_or_a_turn():
+    """He walks for ten frames, stands for ten, turns and walks on; then he turns once more."""
+    place = np.array([*range(10), *[9] * 10, *range(10, 30)])
+    tokens = np.stack([place, 0 * place, 0 * place], 1)
+    actions = np.array([1] * 9 + [1] * 10 + [2] * 11 + [3] * 10)
+    stops, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
+    assert stops.tolist() == [8], 'the step from frame 9 on is the first that changes nothing'
+    assert turns.tolist() == [18, 29]
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_where_nothing_changes_a_key_is_held_or_none_is(stride):
+    """Half and half; what changes keeps its action, and an episode does not begin with a key."""
+    n = 4000
+    rng = np.random.default_rng(0)
+    place = rng.random(n) < 0.3  # in which frames something moves
+    tokens = np.stack([place.cumsum(), 0 * place], 1)
+    actions, episode_starts = rng.integers(8, size=n), [0, 1000, 1001]
+    encoded = seen_so(tokens, actions, stride, episode_starts)
+    found = encoded.held(actions)
+    same, none = encoded.changes == 0, found[:-stride] == 8
+    assert (found[:-stride][~same] == actions[:-stride][~same]).all()
+    assert 0.45 < none[same].mean() < 0.6
+    for start in episode_starts:
+        assert all(none[t] for t in range(start, min(start + stride, n)) if same[t])
+    held = np.flatnonzero(same & ~none)
+    for t in held:
+        past = t - stride
+        while encoded.changes[past] == 0:
+            past -= stride
+        assert found[t] == actions[past]
+    assert len(held) > 500
 
 
 @pytest.mark.slow
