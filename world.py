@@ -184,15 +184,11 @@ def other_data(trained_on, recording):
 
 def taken_actions(source, action_model, clip, recording, picks):
     """The actions (B,T-1) that were really taken in the clips (B,T,C,H,W) that start at frames
-    `picks` of the recording, as the dynamics was trained to hear them. source: its
-    `action_source`."""
+    `picks` of the recording, as the dynamics was trained to hear them; where nothing
+    changes none, which is number n_actions. source: its `action_source`."""
     if source == 'latent':
         same = (clip[:, 1:] == clip[:, :-1]).flatten(2).all(2)
-        actions = action_model.encode(clip)
-        actions[:, 0].masked_fill_(same[:, 0], action_model.n_actions)
-        for t in range(1, actions.size(1)):  # as in Encoded.held
-            actions[:, t] = torch.where(same[:, t], actions[:, t - 1], actions[:, t])
-        return actions
+        return action_model.encode(clip).masked_fill(same, action_model.n_actions)
     if source == 'labels':
         index = picks[:, None] + np.arange(clip.size(1) - 1)
         return torch.from_numpy(recording.actions[index]).to(clip.device)
