@@ -20,11 +20,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, recording, refused, run, start
+from launch import CONFIG, ROOT, STAGES, recording, refused, run, start, train
 from PIL import Image
 
 import data
 from pictures import to_uint8
+from recordings import game
+from recordings.reading import find_hero
 from training import checkpoint
 from world import likeness, load_world
 
@@ -361,6 +363,60 @@ def test_a_film_of_the_session(server, tmp_path):
             assert len(list(opened.decode(video=0))) == 4
         page.say(pause=False)
         assert page.look()[0]['frame'] == 4, 'the game went on'
+
+
+@pytest.fixture(scope='session')
+def in_game(tmp_path_factory):
+    """A world of the built-in game that has learned nothing, with names for its actions."""
+    folder = tmp_path_factory.mktemp('in_game')
+    dataset = str(folder / 'game.h5')
+    data.make_game(dataset, n_frames=600)
+    config = folder / 'game.py'
+    text = CONFIG.format(dataset=dataset, out=str(folder / 'out'))
+    config.write_text(text + 'patch_size = 8\n')
+    for stage in STAGES[:3]:
+        train(f'{stage}.py', config, '--max_iters=1', '--eval_iters=1')
+    names = ['up', 'down', 'left', 'right']
+    out = altered(folder / 'out', folder / 'named', action_names=names, idle=4)
+    it = serve(config, f'--out_dir={out}')
+    yield it
+    it.process.kill()
+    assert it.process.communicate()[1] == ''
+
+
+def test_the_real_game_goes_on_beside_the_dream(in_game):
+    """With the same keys; rewound with it; no other world has one."""
+    actions = [3, 3, 0, 0, 2, 1]
+    with Page(in_game) as page:
+        page.say(beside=True)
+        seen = page.play(1, actions)
+        assert seen.shape == (7, 64, 128, 3)
+        page.say(back=True)
+        returned = [picture for _, picture in page.until(0)]
+        page.say(back=False, play=[[action, 2, 0.5] for action in actions])
+        told, again = zip(*page.until(6))
+        page.say(beside=False, play=[[0, 2, 0.5]])
+        assert page.look()[1].shape == (64, 64, 3)
+    assert (np.stack(returned) == seen[-2::-1]).all() and (np.stack(again) == seen[1:]).all()
+    assert all(type(it['agree']) is int for it in told)
+    real, places = seen[:, :, :64], []
+    for frame in real:
+        hero, facing = find_hero(frame[None])
+        places.append((*hero[0], facing[0]))
+    assert min(place[0] for place in places) >= 0, 'there is a hero in each'
+    assert places[2][2] == game.RIGHT and places[4][2] == game.UP and places[6][2] == game.DOWN
+
+
+def test_a_world_that_has_learned_to_stand_goes_on_without_a_key(in_game):
+    with Page(in_game) as page:
+        page.say(start=0)
+        assert [page.look()[0].get('action') for _ in range(4)] == [None, 4, 4, 4]
+
+
+def test_another_world_has_no_game_beside_it(server):
+    with Page(server) as page:
+        page.say(beside=True)
+        assert page.play(1, [1])[0].shape == (16, 16, 3)
 
 
 # -----------------------------------------------------------------------------
