@@ -1,10 +1,10 @@
 """
 A trained world as one file, to keep or to give to a friend.
 
-    python export.py config/tiny.py world.pt                   # then: python play.py world.pt
-    python export.py config/tiny.py world.pt --dtype=float16   # half as large
+    python export.py config/tiny.py world.pt         # then: python play.py world.pt
+    python export.py config/tiny.py world.pt --dtype=float16  # half as large
     python export.py config/tiny.py world.pt --licence='CC BY 4.0, Jane Doe'
-    python export.py config/tiny.py world.html                 # a page that plays it, without Python
+    python export.py config/tiny.py world.html       # a page that plays it, without Python
 
 Reads the best.pt of the stages (of policy.py, too, if there is one) and a few held-out frames to
 start from. play.py, sample.py and eval.py take the file in place of a config: there is no need of

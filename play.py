@@ -252,7 +252,12 @@ def is_number(low, high, kind=int):
     return lambda v: type(v) in kinds and low <= v <= high
 
 
-is_action, is_steps, is_warm = is_number(0, n_actions), is_number(1, 64), is_number(0, 10, float)
+is_action, is_steps = is_number(0, n_actions), is_number(1, 64)
+is_positive = is_number(1e-3, 10, float)
+
+
+def is_warm(value):
+    return value == 0 and type(value) is not bool or is_positive(value)
 
 
 def is_flag(value):

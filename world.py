@@ -248,7 +248,8 @@ def likeness(tokenizer, clip):
     return round(-10 * math.log10(error / 4 + 1e-10), 1)
 
 
-IDLE = 'noop', 'none', 'stay', 'idle', 'wait', 'nothing'  # what an action is called that does nothing
+# what an action is called that does nothing
+IDLE = 'noop', 'none', 'stay', 'idle', 'wait', 'nothing'
 
 
 @torch.no_grad()

@@ -174,4 +174,5 @@ def page(tokenizer, dynamics, facts, starts, licence):
                    for name, content in parts.items())
     local = (HERE / 'local.js').read_text(encoding='utf-8')
     notes = f'{licence}\n\n{LICENCE}'.replace('--', '- -')
-    return text.replace('<script>', f'<!--\n{notes}-->\n{held}<script>{local}</script>\n<script>', 1)
+    before = f'<!--\n{notes}-->\n{held}<script>{local}</script>\n<script>'
+    return text.replace('<script>', before, 1)

@@ -147,7 +147,7 @@ def test_a_wrong_action_is_refused():
 
 
 def test_a_recording_with_keys_is_what_it_was():
-    """The tables of RECORDS.md are about these very frames (up to ea5b55b: of a player who bumped less)."""
+    """The tables of RECORDS.md are about these very frames (to ea5b55b of one who bumped less)."""
     r = game.record(600)
     digest = hashlib.sha256(r['frames'].tobytes() + r['actions'].tobytes()).hexdigest()
     assert digest[:16] == '8b68136b394c7a12'

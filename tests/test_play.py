@@ -583,7 +583,8 @@ def test_it_listens_at_this_machine_alone(server):
     '"step"', '', '{', 'hold=1', '{"hold": NaN}', '[' * 1024, '{"a":' * 200, '{"start": -1}',
     '{"start": 1000000000}', '{"start": true}', '{"start": 0.5}', '{"start": 0, "seed": -1}',
     '{"start": 0, "out_dir": "x"}', '{"maskgit_steps": 0}', '{"maskgit_steps": 1000}',
-    '{"temperature": -1}', '{"temperature": NaN}', '{"temperature": 1e9}', '{"speed": 0}',
+    '{"temperature": -1}', '{"temperature": 1e-9}', '{"temperature": false}',
+    '{"temperature": NaN}', '{"temperature": 1e9}', '{"speed": 0}',
     '{"speed": 1e99}', '{"play": 1}', '{"play": [1]}', '{"play": [[9, 8, 0.5]]}',
     '{"play": [[1, 0, 0.5]]}', '{"play": [[1, 8, "x"]]}', '{"play": [[1, 8]]}', '{"back": 1}',
     b'', b'x' * 767, b'x' * 769], ids=lambda message: repr(message)[:40])
