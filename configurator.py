@@ -433,8 +433,16 @@ def resolve(stem, scripts, argv):
     config = {key: check(default, default, key, stem, stem + '.py')
               for key, (default, _) in scripts[stem].keys.items()}
     settings = [setting for arg in argv for setting in read_argument(arg, stem, scripts)]
-    # a world file first: it brings start frames of its own, and --dataset says of others
-    settings.sort(key=lambda setting: not setting[0].endswith('.pt'))
+    # a world file stands for the out_dir and dataset of a config; --dataset says of another one
+    given = [setting for setting in settings if setting[0].endswith('.pt')]
+    if given:
+        theirs = {key for _, key, *_ in given}
+        settings = given + [s for s in settings if s not in given
+                            and (s[0] == 'command line' or s[1] not in theirs)]
+    files = [value for _, key, value, _ in settings if key == 'file']
+    if len(set(files)) > 1:
+        raise ConfigError(f'found {" and ".join(map(shortened, files))}, expected one file to '
+                          'write\nwhat to read is a config, or --out_dir and --dataset')
     for where, key, value, meant in settings:
         owners = [s for s in scripts if key in scripts[s].keys]
         concerned = [s for s in owners if s in meant or not meant]

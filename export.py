@@ -14,6 +14,7 @@ The file is a checkpoint like others, and as little is believed of it when it is
 plain values, no code. What settings say of folders stays here. Errors that carry an exit_code end
 the run in their own words: 2 config, 3 data, 4 checkpoint, 7 disk.
 """
+import json
 import os
 import sys
 
@@ -26,7 +27,7 @@ from files import printable, replacing
 from page import graphs
 from training import checkpoint
 from training.folder import holds_checkpoint
-from world import Dream, facts_for_page, load_stage, load_world
+from world import Dream, facts_for_page, load_stage, load_world, read_world
 
 # -----------------------------------------------------------------------------
 # config
@@ -41,6 +42,8 @@ temperature = 0.5  # the same
 dtype = 'float32'  # of the weights in the file: 'float32', 'float16'
 seed = 0
 config = configurator.apply(__file__, globals())
+if not file.endswith(('.pt', '.html')):
+    configurator.stop(2, f'config: found file={file!r}, expected a name that ends in .pt or .html')
 if dtype == 'bfloat16':
     configurator.stop(2, "config: found dtype='bfloat16', expected float32 or float16")
 if os.path.isfile(out_dir):
@@ -52,6 +55,12 @@ if os.path.isfile(out_dir):
 
 world = load_world(out_dir, dataset, 'cpu')
 dynamics, about, recording = world[2:]
+if file.endswith('.pt') and os.path.exists(file):
+    there = read_world(file)['stages']['dynamics']
+    here = recording.data_id, about['config']['seed']
+    if (there['data_id'], there['config'].get('seed')) != here:
+        configurator.stop(2, f'{file}: found another world there (of the recording with data_id '
+                             f'{printable(there["data_id"])})\nremove it, or choose another name')
 stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
 windows = data.windows(recording, 'val', memory, stride)
 n_samples = min(n_samples, len(windows))
@@ -63,8 +72,8 @@ if file.endswith('.html'):
     dream = Dream(world, maskgit_steps, temperature, 'cpu')
     with torch.no_grad():
         dream.begin(picks, seed)
-    facts = dict(facts_for_page(world, windows, 'cpu'), watch=False, beside=False, seed=seed,
-                 maskgit_steps=maskgit_steps, temperature=temperature)
+    facts = dict(facts_for_page(world, windows, 'cpu'), replay=about['id'] + ' page', watch=False,
+                 beside=False, seed=seed,                 maskgit_steps=maskgit_steps, temperature=temperature)
     notice = f'A world of nanoworlds. {"Licence: " + licence if licence else ""}'
     text = graphs.page(world[0], dynamics, facts, (dream.tokens, dream.actions), notice)
     with replacing(file) as tmp, open(tmp, 'w', encoding='utf-8') as f:
@@ -94,6 +103,8 @@ if holds_checkpoint(os.path.join(out_dir, 'policy')):
 for stage in names:
     model, told = load_stage(out_dir, stage, 'cpu')
     stages[stage] = {key: told[key] for key in KEPT if key in told}
+    if stage == 'dynamics' and not stages[stage].get('action_names'):  # of an earlier version
+        stages[stage]['action_names'] = [''] * dynamics.config.n_actions
     stages[stage].update(id=told['id'], config={key: value for key, value in told['config'].items()
                                                 if key not in PRIVATE})
     parameters = dict(model.named_parameters())  # what is measured, not learned, stays as it is
@@ -103,21 +114,22 @@ for stage in names:
                     sum(t.numel() * t.element_size() for t in of_stage.values()))
     weights.update(of_stage)
 
-def without_folders(text):
-    for path in (out_dir, recording.path):
-        text = text.replace(path, os.path.basename(os.path.normpath(path)))
-    return text
-
-
-card_path = os.path.join(out_dir, 'eval.md')
-card = ''
+card, card_path = '', os.path.join(out_dir, 'eval.md')
+about_card = 'none: python eval.py makes one'
 if os.path.exists(card_path):
-    with open(card_path, encoding='utf-8') as f:
-        card = without_folders(f.read())
+    with open(card_path, encoding='utf-8') as f, open(card_path[:-2] + 'json') as told:
+        lines, measured = f.read().splitlines(), json.load(told)['meta']['dynamics_id']
+    about_card = f'none: {card_path} is of an earlier training; python eval.py makes one'
+    if measured == about['id']:  # without the names of folders, in its first and its last line
+        card = '\n'.join([f'# {os.path.basename(file)}', *(
+            line for line in lines[1:] if not line.startswith('Pictures: '))])
+        about_card = f'as in {card_path}'
+data_card = '\n'.join(data.card_of(recording))
+data_card = data_card.replace(recording.path, os.path.basename(recording.path))
 held = dict(
     format=checkpoint.FORMAT, stage='world', iter=about['iter'], data_id=recording.data_id,
     model=weights, stages=stages, starts=starts, card=card, licence=licence,
-    data_card=without_folders('\n'.join(data.card_of(recording))),
+    data_card=data_card,
     # what every checkpoint has, and a world says of each stage
     config={}, model_args={}, parents={}, optimizer=[], guard={}, metrics={})
 
@@ -137,6 +149,6 @@ size = len(index) * h * w * 3 / 1e6
 print(f'  starts          {n_samples} of {memory} frames of {w}x{h}, {size:.1f} MB')
 action_names = about.get('action_names') or [''] * dynamics.config.n_actions
 print('  actions        ', ', '.join(printable(name or i) for i, name in enumerate(action_names)))
-print(f'  eval card       {"as in " + card_path if card else "none: python eval.py makes one"}')
+print('  eval card      ', about_card)
 print(f'  licence         {licence or "none: --licence says what others may do with it"}')
 print(f'play it: python play.py {file}')

@@ -19,7 +19,8 @@ takes the world over. The page says one of these at a time (section "what a page
 and a picture to start from in raw bytes:
 
     {"start": 3, "seed": 0}      go to start 3
-    {"hold": 1}, {"hold": null}  the key of action 1 is down; no key is
+    {"press": 1}                 the key of action 1 goes down: at least one step
+    {"hold": 2}, {"hold": null}  one was released: that of action 2 is still down, or none is
     {"back": true}               go back a frame at a time, up to a minute; false: play on
     {"play": [[1, 8, 0.5]]}      a replay: action, MaskGIT steps and temperature of each frame
     {"pause": true}              nobody acts: that leaves replays
@@ -59,6 +60,7 @@ import faithful
 import pictures
 from player import Player
 from recordings import game
+from training import checkpoint
 from world import Dream, facts_for_page, likeness, load_world
 
 # -----------------------------------------------------------------------------
@@ -95,6 +97,8 @@ if host in ('', '0.0.0.0'):
                              'expected the address by which others reach this machine, or its name '
                              'as well: --allow_hosts=localhost for a port of a container')
     typed = others[0]
+if maskgit_steps > 64:
+    configurator.stop(2, f'config: found maskgit_steps={maskgit_steps}, expected at most 64')
 most_steps = 60  # a second
 logging.getLogger('aiohttp').setLevel(logging.CRITICAL)  # what a client says is no news
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -119,9 +123,11 @@ if watch:
     player.enter(about)
 # the built-in game can be played beside its dream, with the key that each action has there
 layout = game.layout_of(recording.source)
-has_game = layout is not None and frame_stride == 1 and {'hero', 'screen'} <= recording.truth.keys()
 words = [name.split(' ')[0] for name in facts['names']]
-keys = [game.ACTIONS.index(word) if word in game.ACTIONS else game.NOOP for word in words]
+keys = [game.ACTIONS.index(word) if word in game.ACTIONS else None for word in words]
+keys.append(game.NOOP)  # no action
+has_game = (layout is not None and frame_stride == 1 and any(word in game.ACTIONS for word in words)
+            and game.Game(1).state().keys() <= recording.truth.keys())
 
 # -----------------------------------------------------------------------------
 # the game. What begins or steps it returns what the page is told of a frame, and the frame; it runs
@@ -169,8 +175,9 @@ class Game:
         dream.step(action)
         self.frame += 1
         if self.real:
-            self.real.step(keys[action] if action < n_actions else game.NOOP)
-            is_same = faithful.compare(self.real, dream.frames)[0][0]
+            key = keys[action]  # one that has no name is none that he knows
+            self.real.step(game.NOOP if key is None else key)
+            is_same = key is not None and faithful.compare(self.real, dream.frames)[0][0]
             self.agree = self.agree + 1 if is_same else 0
         return self.shown(action=action, maskgit_steps=maskgit_steps, temperature=temperature)
 
@@ -270,7 +277,7 @@ def is_replay(value):
         and is_warm(step[2]) for step in value)
 
 
-accepted = {'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1), 'back': is_flag,
+accepted = {'press': is_action, 'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1), 'back': is_flag,
             'hold': lambda v: v is None or is_action(v), 'pause': is_flag, 'beside': is_flag,
             'watch': is_flag, 'seen': is_number(0, 10 ** 9), 'maskgit_steps': is_steps,
             'temperature': is_warm, 'speed': is_number(0.1, 10, float), 'play': is_replay,
@@ -317,11 +324,14 @@ class Seat:
             self.begin(the_game.begin, message['start'], message.get('seed', seed))
         if 'hold' in message:
             self.held = message['hold']
-            if self.held is not None:
-                self.tapped, self.watching = self.held, False
-                self.replay.clear()
-        self.replay.extend(message.get('play', ()))
+        if 'press' in message:
+            self.held = self.tapped = message['press']
+        if self.held is not None:
+            self.watching = False
         self.back = message.get('back', self.back)
+        if self.held is not None or self.back:
+            self.replay.clear()
+        self.replay.extend(message.get('play', ()))
         self.paused = message.get('pause', self.paused)
         self.beside = message.get('beside', self.beside) and has_game
         self.film = message.get('film', self.film)
@@ -384,7 +394,8 @@ class Seat:
             except Exception:  # out of memory, say: for the terminal, not for the page
                 traceback.print_exc()
                 told, body = dict(error='It could not imagine that. Its terminal says why.'), b''
-                self.held = None
+                self.begun, self.held, self.watching = False, None, False
+                self.replay.clear()
             self.sent += 1
             line = json.dumps(dict(n=self.sent, replay=len(self.replay), **told))
             await self.socket.send_bytes(line.encode() + b'\n' + body)
@@ -404,10 +415,13 @@ async def sit_down(request):
     global seat
     socket = web.WebSocketResponse(max_msg_size=longest, heartbeat=20, compress=False)
     await socket.prepare(request)
-    if seat:
-        await seat.socket.close(code=4001, message=b'Another page plays this world.')
-    mine = seat = Seat(socket)
-    playing = asyncio.create_task(mine.play())
+    mine = Seat(socket)
+    before, seat = seat, mine
+    if before:  # its page may be one that reads nothing any more: nobody waits for that
+        before.playing.cancel()
+        asyncio.create_task(before.socket.close(code=4001, drain=False,
+                                                message=b'Another page plays this world.'))
+    playing = mine.playing = asyncio.create_task(mine.play())
     playing.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         async for said in socket:
@@ -416,7 +430,7 @@ async def sit_down(request):
                 mine.begin(the_game.begin_with, picture)
                 continue
             message = read_message(said.data) if said.type == WSMsgType.TEXT else None
-            if message is None:
+            if message is None or len(mine.replay) > 10 ** 6:
                 await socket.close(code=1008, message=b'That is no message of this page.')
                 break
             mine.hear(message)
@@ -430,6 +444,9 @@ async def sit_down(request):
 # the page
 
 
+# a replay is the same dream where all of this is the same
+told = about['id'], checkpoint.weights_id(dynamics.state_dict()), recording.data_id, len(starts)
+facts['replay'] = f'{configurator.hash_texts(*map(str, told), device, dtype, str(seed)):015x}'
 facts.update(watch=bool(player), beside=has_game, maskgit_steps=maskgit_steps,
              temperature=temperature, seed=seed)
 facts = json.dumps(facts).replace('<', r'\u003c')  # a name may not end the script

@@ -9,6 +9,7 @@ import torch
 import configurator
 import data
 import pictures
+from files import printable
 from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Policy,
                    PolicyConfig, Tokenizer, TokenizerConfig)
 from training import checkpoint, ranks
@@ -33,10 +34,12 @@ def load_stage(out_dir, stage, device):
     weights = ckpt.get('ema') or ckpt['model']  # earlier versions could keep averaged weights
     Model, Config = STAGES[stage]
     try:
+        check_sizes(ckpt['model_args'], weights)
         model = Model(Config(**ckpt['model_args']))
         model.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as e:  # of another version; sizes that do not fit
-        reason = str(e).splitlines()[0][:100]
+    # of another version; sizes that do not fit
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, configurator.ConfigError) as e:
+        reason = printable(str(e).splitlines()[0][:100])
         raise checkpoint.CheckpointError(
             ckpt['path'], f'found weights of another network than {stage}.py makes now: {reason}',
             'go back to the version that trained it, or train it again: '
@@ -44,6 +47,21 @@ def load_stage(out_dir, stage, device):
     about = {k: v for k, v in ckpt.items() if k not in ('model', 'ema', 'optimizer')}
     about['id'] = ckpt.get('id') or checkpoint.weights_id(weights)
     return model.to(device).eval().requires_grad_(False), about
+
+
+def check_sizes(model_args, weights):
+    """Raises ValueError for settings that would make a network far larger than its weights: a file
+    of a few bytes may not take all memory."""
+    longest = max(d for t in weights.values() for d in (*t.shape, 1))
+    for name, value in model_args.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            limit = 2 ** 24 if name == 'vocab_size' else 2 ** 16
+            if name.startswith('n_layer'):
+                limit = len(weights)
+            if name == 'n_embd':
+                limit = longest
+            if isinstance(number, int) and not 0 <= number <= limit:
+                raise ValueError(f'found {name}={number}, expected 0 to {limit}')
 
 
 def load_world(out_dir, dataset, device):
@@ -57,6 +75,27 @@ def load_world(out_dir, dataset, device):
     another kind of recording. One of the same kind but other content is allowed, and said:
     about['other_data'] is that sentence, '' if all stages were trained on this very recording.
     """
+    if not os.path.isfile(out_dir):
+        return load_together(out_dir, dataset, device)
+    try:  # the file may come from a stranger
+        world = load_together(out_dir, dataset, device)
+        if dataset == out_dir:
+            dream = Dream(world, 1, 1.0, device)
+            with torch.no_grad():
+                dream.begin(np.zeros(1, int), 0)
+                dream.step(0)
+        return world
+    except (checkpoint.CheckpointError, data.DataError):
+        raise
+    except Exception as e:
+        reason = ' '.join(str(e).split())[:80]
+        raise checkpoint.CheckpointError(
+            out_dir, f'found no world in it that can be played ({type(e).__name__}: '
+            f'{printable(reason)})', 'export it again') from e
+
+
+def load_together(out_dir, dataset, device):
+    """load_world, of stages that nobody tampered with."""
     dynamics, about = load_stage(out_dir, 'dynamics', device)
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
     checkpoint.expect(about, parents={stage: told['id'] for stage, (_, told) in parents.items()})
@@ -89,7 +128,7 @@ def load_world(out_dir, dataset, device):
     about['trained_on'] = {stage: told['data_id'] for stage, told in stages.items()}
     about['other_data'] = other_data(about['trained_on'], recording)
     if about['other_data']:
-        print(about['other_data'], flush=True)
+        print(printable(about['other_data']), flush=True)
     return tokenizer, action_model, dynamics, about, recording
 
 
@@ -116,7 +155,14 @@ def read_world(path):
     if not ok:
         raise checkpoint.CheckpointError(path, 'found no stages in it that are a world',
                                          'export it again')
-    c = stages['dynamics']['config']
+    c, told = stages['dynamics']['config'], stages['dynamics']
+    names, n = told.get('action_names'), told['model_args'].get('n_actions')
+    idle = told.get('idle')
+    if not (isinstance(names, (list, tuple)) and len(names) == n and idle in (None, n)
+            and all(isinstance(name, str) and name == printable(name) for name in names)
+            and all(isinstance(told.get('data_id'), str) for told in stages.values())):
+        raise checkpoint.CheckpointError(path, 'found no names of its actions in it',
+                                         'export it again')
     if not (isinstance(c.get('frame_stride'), int) and c['frame_stride'] > 0
             and c.get('action_source') in ('latent', 'labels', 'none')):
         raise checkpoint.CheckpointError(path, 'found no frame_stride and action_source in it',
@@ -264,8 +310,9 @@ def facts_for_page(world, starts, device):
                 about.get('idle'))
     some = starts[np.linspace(0, len(starts) - 1, 8).astype(int)]
     clip = data.clips(recording.frames, some, memory, stride, device)
+    fps = round((recording.fps or 15) / stride, 1)
     return dict(names=names, idle=idle, memory=memory, height=tokenizer.config.height,
-                width=tokenizer.config.width, fps=min(60, round((recording.fps or 15) / stride, 1)),
+                width=tokenizer.config.width, fps=min(60, max(0.1, fps)),
                 usual=likeness(tokenizer, clip), id=about['id'])
 
 

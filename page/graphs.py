@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import shutil
 import subprocess
 import tarfile
@@ -111,15 +112,13 @@ def runtime():
     PageError."""
     folder = files.user_cache()
     kept = folder and Path(folder, f'{RUNTIME}-{VERSION}.tgz')
-    if kept and kept.exists():
-        package = kept.read_bytes()
-    else:
-        package = fetch()
+    is_kept = bool(kept) and kept.exists()
+    package = kept.read_bytes() if is_kept else fetch()
     found = hashlib.sha256(package).hexdigest()
     if found != SHA256:
         raise PageError(f'{RUNTIME}-{VERSION}.tgz: found sha256 {found}, expected {SHA256}\n'
                         f'remove {kept} if it is there, and try again')
-    if kept:
+    if kept and not is_kept:
         with files.replacing(kept) as tmp:
             Path(tmp).write_bytes(package)
     with tarfile.open(fileobj=io.BytesIO(package)) as tar:
@@ -130,12 +129,13 @@ def runtime():
 
 def fetch():
     """The package as npm gives it."""
-    if not shutil.which('npm'):
+    npm = shutil.which('npm')
+    if not npm:
         raise PageError(f'world.html needs {RUNTIME} {VERSION}: found no npm to fetch it with\n'
                         'install Node.js (apt-get install npm), or export a world.pt')
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(['npm', 'pack', '--silent', f'{RUNTIME}@{VERSION}'], cwd=folder,
-                              capture_output=True, text=True, timeout=300)
+        done = subprocess.run([npm, 'pack', '--silent', f'{RUNTIME}@{VERSION}'], cwd=folder,
+                              capture_output=True, text=True)
         found = list(Path(folder).glob('*.tgz'))
         if not found:
             raise PageError(f'npm could not fetch {RUNTIME} {VERSION}: '
@@ -173,6 +173,6 @@ def page(tokenizer, dynamics, facts, starts, licence):
     held = ''.join(f'<script type="text/plain" id="part-{name}">{packed(content)}</script>\n'
                    for name, content in parts.items())
     local = (HERE / 'local.js').read_text(encoding='utf-8')
-    notes = f'{licence}\n\n{LICENCE}'.replace('--', '- -')
+    notes = re.sub('-(?=-)', '- ', f'{licence}\n\n{LICENCE}')  # the comment ends where we say
     before = f'<!--\n{notes}-->\n{held}<script>{local}</script>\n<script>'
     return text.replace('<script>', before, 1)

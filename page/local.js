@@ -153,7 +153,7 @@ function localWorld(world, show) {
   const shown = more => ({frame: now.frame, replay: wants.replay.length, ...more})
 
   // ---- what the page wants, as play.py's Seat
-  const wants = {begin: null, held: null, tapped: null, replay: [], back: false, pause: false,
+  const wants = {begin: null, begun: false, held: null, tapped: null, replay: [], back: false, pause: false,
     maskgit_steps: world.maskgit_steps, temperature: world.temperature, speed: 1}
   let wake = () => {}
 
@@ -165,10 +165,9 @@ function localWorld(world, show) {
         const {start, seed} = message
         Object.assign(wants, {begin: () => beginAt(start, seed), tapped: null, replay: []})
       }
-      if ('hold' in message) {
-        wants.held = message.hold
-        if (wants.held !== null) Object.assign(wants, {tapped: wants.held, replay: []})
-      }
+      if ('hold' in message) wants.held = message.hold
+      if ('press' in message) wants.held = wants.tapped = message.press
+      if (wants.held !== null || message.back) wants.replay = []
       wants.replay.push(...message.play ?? [])
       for (const key of ['back', 'pause', 'maskgit_steps', 'temperature', 'speed']) {
         if (key in message) wants[key] = message[key]
@@ -182,9 +181,10 @@ function localWorld(world, show) {
     const {maskgit_steps, temperature} = wants
     if (wants.begin) {
       const begins = wants.begin
-      wants.begin = null
+      Object.assign(wants, {begin: null, begun: true})
       return begins
     }
+    if (!wants.begun) return null
     if (wants.back) return past.length ? back : null
     if (wants.replay.length) {
       const [action, steps, warm] = wants.replay.shift()
@@ -207,11 +207,16 @@ function localWorld(world, show) {
         continue
       }
       due = Math.max(due + 1000 / (world.fps * wants.speed), performance.now())
-      const told = await job()
-      show(told, now.pixels)
+      try {
+        const told = await job()
+        show(told, now.pixels)
+      } catch (error) {
+        Object.assign(wants, {held: null, tapped: null, replay: [], begun: false})
+        show({error: `It could not imagine that: ${error.message}.`})
+      }
     }
   }
 
-  play().catch(error => show({error: `It could not imagine that: ${error.message}`}))
+  play().catch(error => show({error: `The networks do not run here: ${error.message}.`}))
   return {send}
 }

@@ -211,7 +211,7 @@ def test_the_page(server):
     assert status == 200 and headers['Content-Type'].startswith('text/html')
     facts = json.loads(re.search(r'const world = (.*)', page)[1])
     usual = facts.pop('usual')
-    assert 0 < usual < 100 and len(facts.pop('id')) == 16
+    assert 0 < usual < 100 and len(facts.pop('id')) == 16 and len(facts.pop('replay')) == 15
     assert facts == dict(names=NAMES, memory=2, watch=False, height=16, width=16, fps=15, idle=2,
                          beside=False, maskgit_steps=2, temperature=0.5, seed=0)
     assert not re.search(r'https?:/|src=|href=|@import|url\(', page)  # it is all there is
@@ -265,17 +265,23 @@ def test_a_key_acts_while_it_is_held_and_else_the_world_goes_on(server):
     """Its action 2 is called noop."""
     with Page(server) as page:
         page.play(0, [])
-        page.say(hold=3, pause=False)
+        page.say(press=3, pause=False)
         assert [page.look()[0]['action'] for _ in range(5)] == [3] * 5
         page.say(hold=None)
         acted = [page.look()[0]['action'] for _ in range(6)]
         assert acted == sorted(acted, reverse=True) and acted[-1] == 2
         page.play(0, [])
-        page.say(hold=1)
+        page.say(press=1)
         page.say(hold=None)  # a tap between two frames is a step, too, and one
         page.say(pause=False)
         acted = [page.look()[0]['action'] for _ in range(6)]
         assert acted.count(1) == 1 and acted[-1] == 2
+        page.play(0, [])
+        page.say(press=3)
+        page.say(press=1)
+        page.say(hold=3)  # the other key is still down
+        page.say(pause=False)
+        assert [page.look()[0]['action'] for _ in range(3)] == [1, 3, 3]
 
 
 def test_without_an_idle_action_the_world_waits(guarded, world):
@@ -317,8 +323,8 @@ def test_a_link_that_is_slow_gets_no_queue(server):
     with Page(server, seen=False) as page:
         page.say(start=0, speed=10)
         first = [page.look()[0] for _ in range(2)]
-        page.say(hold=3)
-        page.say(hold=1)
+        page.say(press=3)
+        page.say(press=1)
         page.say(seen=2)
         assert [told['frame'] for told in first] == [0, 1]
         told, _ = page.look()
@@ -578,7 +584,7 @@ def test_it_listens_at_this_machine_alone(server):
 
 @row(40)
 @pytest.mark.parametrize('message', [
-    '{"hold": 999}', '{"hold": 5}', '{"hold": -1}', '{"hold": true}', '{"hold": 1.0}',
+    '{"hold": 999}', '{"press": 5}', '{"press": null}', '{"hold": 5}', '{"hold": -1}', '{"hold": true}', '{"hold": 1.0}',
     '{"hold": "1"}', '{"hold": [1]}', '{}', '{"hold": 1, "path": "x"}', '[1, 1]', '1', 'null',
     '"step"', '', '{', 'hold=1', '{"hold": NaN}', '[' * 1024, '{"a":' * 200, '{"start": -1}',
     '{"start": 1000000000}', '{"start": true}', '{"start": 0.5}', '{"start": 0, "seed": -1}',
@@ -755,7 +761,7 @@ def test_who_watches_sees_what_sample_draws(world, monkeypatch):
             first = page.look()[1]
             page.say(pause=False)
             watched = page.until(100)
-            page.say(hold=1)  # a person takes over, and gives back
+            page.say(press=1)  # a person takes over, and gives back
             while page.look()[0]['action'] != 1 or 'probability' in page.look()[0]:
                 pass
             page.say(hold=None)

@@ -17,7 +17,7 @@ import zipfile
 import torch
 
 import configurator
-from files import DiskError, free_space, replacing
+from files import DiskError, free_space, printable, replacing
 from training import ranks
 
 FORMAT = 1
@@ -33,7 +33,7 @@ class CheckpointError(Exception):
     exit_code = 4
 
     def __init__(self, path, reason, cure='', damaged=False):
-        super().__init__(f'checkpoint: {path}: {reason}' + (f'\n{cure}' if cure else ''))
+        super().__init__(f'checkpoint: {path}: {printable(reason)}' + (f'\n{cure}' if cure else ''))
         self.reason, self.damaged = reason, damaged
 
 
