@@ -73,7 +73,8 @@ if file.endswith('.html'):
     with torch.no_grad():
         dream.begin(picks, seed)
     facts = dict(facts_for_page(world, windows, 'cpu'), replay=about['id'] + ' page', watch=False,
-                 beside=False, seed=seed,                 maskgit_steps=maskgit_steps, temperature=temperature)
+                 beside=False, seed=seed, maskgit_steps=maskgit_steps,
+                 temperature=temperature)
     notice = f'A world of nanoworlds. {"Licence: " + licence if licence else ""}'
     text = graphs.page(world[0], dynamics, facts, (dream.tokens, dream.actions), notice)
     with replacing(file) as tmp, open(tmp, 'w', encoding='utf-8') as f:

@@ -277,7 +277,8 @@ def is_replay(value):
         and is_warm(step[2]) for step in value)
 
 
-accepted = {'press': is_action, 'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1), 'back': is_flag,
+accepted = {'press': is_action, 'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1),
+            'back': is_flag,
             'hold': lambda v: v is None or is_action(v), 'pause': is_flag, 'beside': is_flag,
             'watch': is_flag, 'seen': is_number(0, 10 ** 9), 'maskgit_steps': is_steps,
             'temperature': is_warm, 'speed': is_number(0.1, 10, float), 'play': is_replay,

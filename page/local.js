@@ -153,7 +153,8 @@ function localWorld(world, show) {
   const shown = more => ({frame: now.frame, replay: wants.replay.length, ...more})
 
   // ---- what the page wants, as play.py's Seat
-  const wants = {begin: null, begun: false, held: null, tapped: null, replay: [], back: false, pause: false,
+  const wants = {begin: null, begun: false, held: null, tapped: null, replay: [], back: false,
+    pause: false,
     maskgit_steps: world.maskgit_steps, temperature: world.temperature, speed: 1}
   let wake = () => {}
 

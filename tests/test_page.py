@@ -42,7 +42,7 @@ def walks(world, tmp_path_factory):
     for name in ('tokens.weight', 'actions.weight', 'head.weight'):
         weights[name] = torch.randn(weights[name].shape, generator=random)
     folder = tmp_path_factory.mktemp('walks') / 'out'
-    return altered(world[1], folder, action_names=NAMES, model=weights)
+    return altered(world[1], folder, action_names=NAMES, model=weights, idle=None)
 
 
 @pytest.fixture(scope='module')

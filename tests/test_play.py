@@ -284,8 +284,8 @@ def test_a_key_acts_while_it_is_held_and_else_the_world_goes_on(server):
         assert [page.look()[0]['action'] for _ in range(3)] == [1, 3, 3]
 
 
-def test_without_an_idle_action_the_world_waits(guarded, world):
-    it = serve(world[0])
+def test_without_an_idle_action_the_world_waits(world, tmp_path):
+    it = serve(world[0], f'--out_dir={altered(world[1], tmp_path / "out", idle=None)}')
     try:
         with Page(it) as page:
             page.say(start=0)
