@@ -154,8 +154,7 @@ function localWorld(world, show) {
 
   // ---- what the page wants, as play.py's Seat
   const wants = {begin: null, begun: false, held: null, tapped: null, replay: [], back: false,
-    pause: false,
-    maskgit_steps: world.maskgit_steps, temperature: world.temperature, speed: 1}
+    pause: false, maskgit_steps: world.maskgit_steps, temperature: world.temperature, speed: 1}
   let wake = () => {}
 
   function send(message) {

@@ -368,7 +368,7 @@ def test_the_page_alone_plays(lone):
     lone.wait_for_timeout(300)
     seen = lone.evaluate('film.map(picture => [...picture.data].join())')
     assert (shows(lone) != first).any() and len(set(seen)) > 1
-    text = lone.evaluate('JSON.stringify({world: world.id, ...origin, played})')
+    text = lone.evaluate('JSON.stringify({world: world.replay, ...origin, played})')
     last = lone.evaluate('frame')
     lone.keyboard.down('Backspace')
     until(lone, 'frame === 0')
