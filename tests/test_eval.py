@@ -91,7 +91,7 @@ class Oracle:
         g.set_state(state)
         out = [tokens]
         for t in range(T - 1, actions.size(1)):
-            none = actions[:, t].numpy() == 6  # nothing changes
+            none = (actions[:, t].numpy() == 6) & self.obeys  # nothing changes
             action = actions[:, t].numpy() % 6 if self.obeys else np.arange(B) % 6
             new = torch.tensor([[[self.tokenizer.add(f)]] for f in g.step(action)])
             out.append(torch.where(torch.from_numpy(none)[:, None, None], out[-1][:, -1:], new))

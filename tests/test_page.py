@@ -109,15 +109,14 @@ def test_keys_act_and_the_world_waits_without_one(page):
 
 def test_keys_are_known_by_their_place(page):
     """On a Russian, a Greek, a French keyboard, with a number pad, with an input method."""
-    pressed = [('ц', 'KeyW', 0), ('ф', 'KeyA', 1), ('ς', 'KeyW', 0), ('z', 'KeyW', 0),
-               ('à', 'Digit0', 0), ('é', 'Digit2', 2), ('W', 'KeyW', 0), ('Process', 'KeyS', 2),
-               ('ArrowLeft', 'Numpad4', 1), ('1', 'Numpad1', 1)]
-    for i, (key, code, _) in enumerate(pressed):
+    pressed = [('ц', 'KeyW', 0), ('ф', 'KeyA', 1), ('ς', 'KeyW', 0), ('é', 'Digit2', 2),
+               ('z', 'KeyW', 0), ('ArrowLeft', 'Numpad4', 1), ('à', 'Digit0', 0),
+               ('Process', 'KeyS', 2), ('W', 'KeyW', 0), ('1', 'Numpad1', 1)]
+    for key, code, action in pressed:
         page.evaluate(f"""for (const kind of ['keydown', 'keyup']) {{
           dispatchEvent(new KeyboardEvent(kind, {{key: {key!r}, code: {code!r}}}))
         }}""")
-        until(page, f'frame > {i}')
-    assert page.evaluate('played.map(step => step[0])') == [action for _, _, action in pressed]
+        until(page, f'played.length && played.at(-1)[0] === {action}')
 
 
 def test_rewinding_is_exact_and_a_replay_gives_the_same_pixels(page, tmp_path):
