@@ -88,7 +88,7 @@ world = load_world(out_dir, dataset, device)
 tokenizer, action_model, dynamics, about, recording = world
 frame_stride, action_source = about['config']['frame_stride'], about['config']['action_source']
 n_actions, context = dynamics.config.n_actions, dynamics.config.seq_len - 1
-names = about.get('action_names') or [''] * n_actions  # '' for an action without a name
+names = about['action_names']  # '' for an action without a name
 length = context + n_frames
 try:
     files.expect_writable(results)
@@ -271,9 +271,12 @@ moved_counts = None
 codes, changed, shifts = [], [], []  # changed: share of the pixels
 with torch.no_grad(), ctx:
     for i in range(0, len(transitions), 64):
-        clip, taken = true_clips(transitions[i:i + 64], 2)
+        picks = transitions[i:i + 64]
+        clip = data.clips(recording.frames, picks, 2, frame_stride, device)
         if action_source == 'latent':
             taken = action_model.encode(clip)  # where nothing changes, too
+        else:
+            taken = taken_actions(action_source, action_model, clip, recording, picks)
         codes.append(taken[:, 0].cpu().numpy())
         differs = (clip[:, 1] - clip[:, 0]).abs().amax(1) > 0.1
         changed.append(differs.float().mean((1, 2)).cpu().numpy())

@@ -42,8 +42,6 @@ temperature = 0.5  # the same
 dtype = 'float32'  # of the weights in the file: 'float32', 'float16'
 seed = 0
 config = configurator.apply(__file__, globals())
-if not file.endswith(('.pt', '.html')):
-    configurator.stop(2, f'config: found file={file!r}, expected a name that ends in .pt or .html')
 if dtype == 'bfloat16':
     configurator.stop(2, "config: found dtype='bfloat16', expected float32 or float16")
 if os.path.isfile(out_dir):
@@ -65,6 +63,10 @@ stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
 windows = data.windows(recording, 'val', memory, stride)
 n_samples = min(n_samples, len(windows))
 picks = windows[np.linspace(0, len(windows) - 1, n_samples).astype(int)]
+
+# -----------------------------------------------------------------------------
+# a page, which needs no more
+
 if file.endswith('.html'):
     for model in world[:3:2]:  # tokenizer, dynamics
         for p in model.parameters():
@@ -73,8 +75,7 @@ if file.endswith('.html'):
     with torch.no_grad():
         dream.begin(picks, seed)
     facts = dict(facts_for_page(world, windows, 'cpu'), replay=about['id'] + ' page', watch=False,
-                 beside=False, seed=seed, maskgit_steps=maskgit_steps,
-                 temperature=temperature)
+                 beside=False, seed=seed, maskgit_steps=maskgit_steps, temperature=temperature)
     notice = f'A world of nanoworlds. {"Licence: " + licence if licence else ""}'
     text = graphs.page(world[0], dynamics, facts, (dream.tokens, dream.actions), notice)
     with replacing(file) as tmp, open(tmp, 'w', encoding='utf-8') as f:
@@ -82,6 +83,10 @@ if file.endswith('.html'):
     print(f'{file}: {os.path.getsize(file) / 1e6:.1f} MB; open it in a browser, or put it on any '
           'web server')
     sys.exit()
+
+# -----------------------------------------------------------------------------
+# the start frames of a file
+
 length = (memory - 1) * stride + 1  # frames of a start, those between two steps, too
 index = (picks[:, None] + np.arange(length)).ravel()
 starts = dict(frames=recording.frames[index], length=length)
@@ -104,8 +109,6 @@ if holds_checkpoint(os.path.join(out_dir, 'policy')):
 for stage in names:
     model, told = load_stage(out_dir, stage, 'cpu')
     stages[stage] = {key: told[key] for key in KEPT if key in told}
-    if stage == 'dynamics' and not stages[stage].get('action_names'):  # of an earlier version
-        stages[stage]['action_names'] = [''] * dynamics.config.n_actions
     stages[stage].update(id=told['id'], config={key: value for key, value in told['config'].items()
                                                 if key not in PRIVATE})
     parameters = dict(model.named_parameters())  # what is measured, not learned, stays as it is
@@ -114,6 +117,7 @@ for stage in names:
     sizes[stage] = (sum(p.numel() for p in parameters.values()),
                     sum(t.numel() * t.element_size() for t in of_stage.values()))
     weights.update(of_stage)
+stages['dynamics']['action_names'] = about['action_names']
 
 card, card_path = '', os.path.join(out_dir, 'eval.md')
 about_card = 'none: python eval.py makes one'
@@ -148,8 +152,8 @@ for stage, (n, size) in sizes.items():
 h, w = recording.frames.shape[1:3]
 size = len(index) * h * w * 3 / 1e6
 print(f'  starts          {n_samples} of {memory} frames of {w}x{h}, {size:.1f} MB')
-action_names = about.get('action_names') or [''] * dynamics.config.n_actions
-print('  actions        ', ', '.join(printable(name or i) for i, name in enumerate(action_names)))
+names = [printable(name or i) for i, name in enumerate(about['action_names'])]
+print('  actions        ', ', '.join(names))
 print('  eval card      ', about_card)
 print(f'  licence         {licence or "none: --licence says what others may do with it"}')
 print(f'play it: python play.py {file}')

@@ -61,7 +61,7 @@ import pictures
 from player import Player
 from recordings import game
 from training import checkpoint
-from world import Dream, facts_for_page, likeness, load_world
+from world import Dream, facts_for_page, likeness, load_world, play_html
 
 # -----------------------------------------------------------------------------
 # config
@@ -277,12 +277,11 @@ def is_replay(value):
         and is_warm(step[2]) for step in value)
 
 
-accepted = {'press': is_action, 'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1),
-            'back': is_flag,
-            'hold': lambda v: v is None or is_action(v), 'pause': is_flag, 'beside': is_flag,
-            'watch': is_flag, 'seen': is_number(0, 10 ** 9), 'maskgit_steps': is_steps,
-            'temperature': is_warm, 'speed': is_number(0.1, 10, float), 'play': is_replay,
-            'film': is_flag}
+accepted = {'press': is_action, 'hold': lambda v: v is None or is_action(v),
+            'start': is_number(0, 10 ** 6), 'seed': is_number(0, 2 ** 31 - 1),
+            'back': is_flag, 'pause': is_flag, 'beside': is_flag, 'watch': is_flag,
+            'film': is_flag, 'seen': is_number(0, 10 ** 9), 'maskgit_steps': is_steps,
+            'temperature': is_warm, 'speed': is_number(0.1, 10, float), 'play': is_replay}
 
 
 def read_message(text):
@@ -450,8 +449,7 @@ told = about['id'], checkpoint.weights_id(dynamics.state_dict()), recording.data
 facts['replay'] = f'{configurator.hash_texts(*map(str, told), device, dtype, str(seed)):015x}'
 facts.update(watch=bool(player), beside=has_game, maskgit_steps=maskgit_steps,
              temperature=temperature, seed=seed)
-facts = json.dumps(facts).replace('<', r'\u003c')  # a name may not end the script
-page = Path(__file__).with_name('play.html').read_text(encoding='utf-8').replace('WORLD', facts)
+page = play_html(facts)
 
 
 def source(tag):

@@ -1,6 +1,6 @@
 """The stages together: models from their checkpoints, a recording as stage 3 sees it, and the world
 that they make."""
-import math
+import json
 import os
 
 import numpy as np
@@ -11,7 +11,7 @@ import data
 import pictures
 from files import printable
 from model import (Dynamics, DynamicsConfig, LatentActionConfig, LatentActionModel, Policy,
-                   PolicyConfig, Tokenizer, TokenizerConfig)
+                   PolicyConfig, Tokenizer, TokenizerConfig, psnr)
 from training import checkpoint, ranks
 
 STAGES = {'tokenizer': (Tokenizer, TokenizerConfig),
@@ -38,8 +38,8 @@ def load_stage(out_dir, stage, device):
         model = Model(Config(**ckpt['model_args']))
         model.load_state_dict(weights)
     # of another version; sizes that do not fit
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, configurator.ConfigError) as e:
-        reason = printable(str(e).splitlines()[0][:100])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
+        reason = str(e).splitlines()[0][:100]
         raise checkpoint.CheckpointError(
             ckpt['path'], f'found weights of another network than {stage}.py makes now: {reason}',
             'go back to the version that trained it, or train it again: '
@@ -90,8 +90,8 @@ def load_world(out_dir, dataset, device):
     except Exception as e:
         reason = ' '.join(str(e).split())[:80]
         raise checkpoint.CheckpointError(
-            out_dir, f'found no world in it that can be played ({type(e).__name__}: '
-            f'{printable(reason)})', 'export it again') from e
+            out_dir, f'found no world in it that can be played ({type(e).__name__}: {reason})',
+            'export it again') from e
 
 
 def load_together(out_dir, dataset, device):
@@ -99,6 +99,8 @@ def load_together(out_dir, dataset, device):
     dynamics, about = load_stage(out_dir, 'dynamics', device)
     parents = {stage: load_stage(out_dir, stage, device) for stage in about['parents']}
     checkpoint.expect(about, parents={stage: told['id'] for stage, (_, told) in parents.items()})
+    # an earlier version knew no names
+    about['action_names'] = about.get('action_names') or [''] * dynamics.config.n_actions
     tokenizer = parents['tokenizer'][0]
     action_model = parents['latent_actions'][0] if 'latent_actions' in parents else None
     if action_model:
@@ -119,7 +121,7 @@ def load_together(out_dir, dataset, device):
             data.refuse(dataset, 'no such "actions"', f'whole numbers below {n_actions} as the '
                         f'dynamics in {out_dir} was trained on', cure)
         # a rare one has no name; the second of one name has a number after it
-        pairs = zip(recording.action_names or [], about.get('action_names') or [])
+        pairs = zip(recording.action_names or [], about['action_names'])
         if not all(trained.startswith(name) for name, trained in pairs if trained):
             data.refuse(dataset, f'actions called {", ".join(recording.action_names)}',
                         f'{", ".join(about["action_names"])}, as the dynamics in {out_dir} was '
@@ -259,18 +261,21 @@ class Dream:
     def begin(self, picks, seed):
         stride, source = (self.about['config'][key] for key in ('frame_stride', 'action_source'))
         clip = data.clips(self.recording.frames, picks, self.memory, stride, self.device)
-        self.tokens = self.tokenizer.encode(clip)  # (B,memory,N)
         # (B,memory-1), as the dynamics was trained to hear them
-        self.actions = taken_actions(source, self.action_model, clip, self.recording, picks)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.show()
+        actions = taken_actions(source, self.action_model, clip, self.recording, picks)
+        self.go_on_from(clip, actions, seed)
 
     def begin_with(self, frames, seed):
         """Goes on from frames (B,H,W,3) uint8 of anywhere, as if they had stood still."""
         index = np.zeros(self.memory, int) + np.arange(len(frames))[:, None]
-        self.tokens = self.tokenizer.encode(data.frames_at(frames, index, self.device))
+        clip = data.frames_at(frames, index, self.device)
         unknown = self.dynamics.config.n_actions
-        self.actions = torch.full((len(frames), self.memory - 1), unknown, device=self.device)
+        self.go_on_from(clip, torch.full((len(clip), self.memory - 1), unknown,
+                                         device=self.device), seed)
+
+    def go_on_from(self, clip, actions, seed):
+        self.tokens = self.tokenizer.encode(clip)  # (B,memory,N)
+        self.actions = actions
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.show()
 
@@ -290,8 +295,8 @@ class Dream:
 
 def likeness(tokenizer, clip):
     """How well the tokenizer draws a clip (B,T,C,H,W): its PSNR, in dB."""
-    error = (tokenizer.decode(tokenizer.encode(clip)) - clip).square().mean().item()
-    return round(-10 * math.log10(error / 4 + 1e-10), 1)
+    error = (tokenizer.decode(tokenizer.encode(clip)) - clip).square().mean()
+    return round(psnr(error).item(), 1)
 
 
 # what an action is called that does nothing
@@ -305,7 +310,7 @@ def facts_for_page(world, starts, device):
     (n,) to start from."""
     tokenizer, _, dynamics, about, recording = world
     stride, memory = about['config']['frame_stride'], dynamics.config.seq_len - 1
-    names = [str(name) for name in about.get('action_names') or [''] * dynamics.config.n_actions]
+    names = [str(name) for name in about['action_names']]
     idle = next((i for i, name in enumerate(names) if name.split(' ')[0].lower() in IDLE),
                 about.get('idle'))
     some = starts[np.linspace(0, len(starts) - 1, 8).astype(int)]
@@ -314,6 +319,13 @@ def facts_for_page(world, starts, device):
     return dict(names=names, idle=idle, memory=memory, height=tokenizer.config.height,
                 width=tokenizer.config.width, fps=min(60, max(0.1, fps)),
                 usual=likeness(tokenizer, clip), id=about['id'])
+
+
+def play_html(facts):
+    """The page of a world of which that is told."""
+    with open(os.path.join(os.path.dirname(__file__), 'play.html'), encoding='utf-8') as f:
+        # a name may not end the script
+        return f.read().replace('WORLD', json.dumps(facts).replace('<', r'\u003c'), 1)
 
 
 def synchronize(device):

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import json
 import logging
 import re
 import shutil
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 import files
+from world import play_html
 
 # what runs ONNX in a browser, from npm; its licence (MIT) is in the page
 RUNTIME = 'onnxruntime-web'
@@ -168,11 +168,9 @@ def page(tokenizer, dynamics, facts, starts, licence):
              'temporal': tokenizer.config.temporal,
              'starts': [dict(tokens=t.flatten().tolist(), actions=a.tolist())
                         for t, a in zip(*starts)]}
-    text = (HERE.parent / 'play.html').read_text(encoding='utf-8')
-    text = text.replace('WORLD', json.dumps(facts).replace('<', r'\u003c'), 1)
     held = ''.join(f'<script type="text/plain" id="part-{name}">{packed(content)}</script>\n'
                    for name, content in parts.items())
     local = (HERE / 'local.js').read_text(encoding='utf-8')
     notes = re.sub('-(?=-)', '- ', f'{licence}\n\n{LICENCE}')  # the comment ends where we say
     before = f'<!--\n{notes}-->\n{held}<script>{local}</script>\n<script>'
-    return text.replace('<script>', before, 1)
+    return play_html(facts).replace('<script>', before, 1)

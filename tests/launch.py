@@ -3,6 +3,7 @@ from here."""
 
 import csv
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -74,6 +75,20 @@ def start(script, *args, env=(), torchrun=0, **more):
         stderr=subprocess.PIPE,
         **more,
     )
+
+
+def serve(*args, port=0):
+    """A running play.py, and where it says that it is."""
+    process = start('play.py', *args, f'--port={port}')
+    said = next((line for line in process.stdout if line.startswith('play at ')), None)
+    assert said, process.stderr.read()
+    port = int(re.search(r'127\.0\.0\.1:(\d+)', said)[1])
+    return SimpleNamespace(process=process, said=said, port=port)
+
+
+def dataset_of(world):
+    """The recording that the fixture `world` was trained on."""
+    return re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
 
 
 def quick(script, *args, env=()):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, recording as make_recording, refused, run, run_after, train
+from launch import ROOT, dataset_of, recording as make_recording, refused, run, run_after, train
 
 import data
 import faithful
@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_costs_no_number(world, tmp_path, read_o
     refused(done, 7, 'eval.json: cannot be written')
     said = done.stdout.splitlines()
     assert said[1].startswith(f'the card will be printed and not kept: {out}: cannot be written')
-    assert said[2] == f'# {out} on {train_dataset(world)}'
+    assert said[2] == f'# {out} on {dataset_of(world)}'
     assert '| PSNR, all pixels | ' in done.stdout and 'Loss with the actions of' in done.stdout
     assert not (out / 'eval.json').exists() and not (out / 'eval.md').exists()
 
@@ -300,10 +300,6 @@ def test_a_picture_that_cannot_be_written_costs_no_number(world, tmp_path):
     refused(done, 7, 'psnr.png: cannot be written')
     assert (out / 'eval.md').read_text().strip() in done.stdout
     assert json.loads((out / 'eval.json').read_text())['world']['psnr']['1'] > 0
-
-
-def train_dataset(world):
-    return re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
 
 
 @slow

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, recording, refused, run, train
+from launch import ROOT, dataset_of, recording, refused, run, train
 from PIL import Image
 
 import data
@@ -22,10 +22,6 @@ def exported(world, tmp_path_factory):
     file = tmp_path_factory.mktemp('given') / 'world.pt'
     said = train('export.py', world[0], file, '--licence=CC BY 4.0').stdout
     return file, said
-
-
-def dataset_of(world):
-    return str(world[0].parent / 'a.h5')
 
 
 def altered(file, path, **values):

@@ -10,11 +10,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from launch import train
+from launch import dataset_of, serve, train
 from PIL import Image
-from test_play import altered, serve
+from test_play import altered
 
-from files import user_cache
 from page import graphs
 from training import checkpoint
 from world import Dream, load_world
@@ -306,8 +305,7 @@ def alone(world, walks, tmp_path_factory):
     """world.html in an empty folder."""
     if not importlib.util.find_spec('onnxscript'):
         pytest.skip('no onnxscript')
-    kept = user_cache() and shutil.which('npm')
-    if not kept:
+    if not shutil.which('npm'):
         pytest.skip('no npm')
     file = tmp_path_factory.mktemp('alone') / 'world.html'
     said = train('export.py', world[0], file, f'--out_dir={walks}', '--licence=CC <BY>').stdout
@@ -330,8 +328,7 @@ def lone(browser, alone):
 
 def test_the_page_alone_gives_token_for_token_what_python_gives(lone, world, walks):
     """With temperature 0 and the same order of places: 32 frames from 4 starts."""
-    dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
-    theirs = load_world(str(walks), dataset, 'cpu')
+    theirs = load_world(str(walks), dataset_of(world), 'cpu')
     dynamics = theirs[2]
     N, rng = dynamics.config.n_tokens, np.random.default_rng(0)
     facts = lone.evaluate('world')
@@ -383,8 +380,7 @@ def test_the_page_alone_plays(lone):
 
 
 def test_its_first_frame_is_that_of_python(lone, world, walks):
-    dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
-    dream = Dream(load_world(str(walks), dataset, 'cpu'), 4, 0, 'cpu')
+    dream = Dream(load_world(str(walks), dataset_of(world), 'cpu'), 4, 0, 'cpu')
     with torch.no_grad():
         dream.begin(np.array([144]), 0)  # the first held-out frame
     assert abs(shows(lone).astype(int) - dream.frames[0]).max() <= 1

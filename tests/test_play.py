@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import sys
-from types import SimpleNamespace
 
 import aiohttp
 import av
@@ -20,7 +19,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from launch import CONFIG, ROOT, STAGES, recording, refused, run, start, train
+from launch import (CONFIG, ROOT, STAGES, dataset_of, recording, refused, run, serve, start,
+                    train)
 from PIL import Image
 
 import data
@@ -34,15 +34,6 @@ pytestmark = pytest.mark.slow
 row = pytest.mark.row
 NAMES = ['', 'up', 'noop', '</script><script>alert(1)</script>']
 TOKEN = 'correct-horse_battery'
-
-
-def serve(*args, port=0):
-    """A running play.py, and where it says that it is."""
-    process = start('play.py', *args, f'--port={port}')
-    said = next((line for line in process.stdout if line.startswith('play at ')), None)
-    assert said, process.stderr.read()
-    port = int(re.search(r'127\.0\.0\.1:(\d+)', said)[1])
-    return SimpleNamespace(process=process, said=said, port=port)
 
 
 def altered(out, folder, **values):
@@ -225,8 +216,7 @@ def test_what_is_played_is_what_the_dynamics_generates(server, world, named):
     with Page(server) as page:
         played = page.play(5, actions)
     assert played.shape == (7, 16, 16, 3) and played.dtype == np.uint8
-    dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
-    tokenizer, action_model, dynamics, _, recording = load_world(named, dataset, 'cpu')
+    tokenizer, action_model, dynamics, _, recording = load_world(named, dataset_of(world), 'cpu')
     picks = data.draw(data.windows(recording, 'val', 2), 1, 0, 5)
     clip = data.clips(recording.frames, picks, 2, 1, 'cpu')
     generator = torch.Generator().manual_seed(5)
@@ -341,8 +331,7 @@ def test_a_second_page_takes_the_world_over(server):
 
 def test_a_picture_of_ones_own_begins_a_game(server, named, world):
     """And is held against what the tokenizer knows."""
-    dataset = re.search(r"'(\S+\.h5)'", world[0].read_text())[1]
-    tokenizer = load_world(named, dataset, 'cpu')[0]
+    tokenizer = load_world(named, dataset_of(world), 'cpu')[0]
     rng = np.random.default_rng(0)
     with Page(server) as page:
         page.play(0, [])
@@ -584,7 +573,8 @@ def test_it_listens_at_this_machine_alone(server):
 
 @row(40)
 @pytest.mark.parametrize('message', [
-    '{"hold": 999}', '{"press": 5}', '{"press": null}', '{"hold": 5}', '{"hold": -1}', '{"hold": true}', '{"hold": 1.0}',
+    '{"hold": 999}', '{"press": 5}', '{"press": null}', '{"hold": 5}', '{"hold": -1}',
+    '{"hold": true}', '{"hold": 1.0}',
     '{"hold": "1"}', '{"hold": [1]}', '{}', '{"hold": 1, "path": "x"}', '[1, 1]', '1', 'null',
     '"step"', '', '{', 'hold=1', '{"hold": NaN}', '[' * 1024, '{"a":' * 200, '{"start": -1}',
     '{"start": 1000000000}', '{"start": true}', '{"start": 0.5}', '{"start": 0, "seed": -1}',

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from launch import recording, refused, run
+from launch import dataset_of, recording, refused, run
 
 import data
 from training import checkpoint
@@ -85,10 +85,6 @@ def altered(out, folder, stage, **config):
     ckpt = checkpoint.load(str(path))
     torch.save({**ckpt, 'config': {**ckpt['config'], **config}}, path)
     return str(folder)
-
-
-def dataset_of(world):
-    return checkpoint.best(world[1] / 'tokenizer', 'tokenizer')['config']['dataset']
 
 
 @pytest.mark.slow
