@@ -696,7 +696,9 @@ def first_losses(which):
     elif which == 'latent_actions':
         m = LatentActionModel(LatentActionConfig(64, 64, 8, (2, 2, 2), 2, 2, 32))
         batch = (torch.cat([moved(4, 0, 2), moved(0, -4, 2), moved(-3, 1, 2)]),)
-        m.find_motions(batch)
+        # six transitions would leave most of its directions to rounding
+        torch.nn.init.normal_(m.slow)
+        torch.nn.init.normal_(m.teacher)
     else:
         m = Dynamics(
             DynamicsConfig(
@@ -724,7 +726,7 @@ def first_losses(which):
 
 GOLDEN = {
     'tokenizer': (6.5044, 2.88679),
-    'latent_actions': (2.412637, 1.040487),
+    'latent_actions': (2.35926, 1.01522),
     'dynamics': (4.70041, 3.48812),
 }
 
