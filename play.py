@@ -33,6 +33,7 @@ exit_code end the run in their own words.
 """
 import asyncio
 import base64
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -376,19 +377,23 @@ class Seat:
     async def play(self):
         """Sends frames at the recording's rate, for as long as it is asked for any."""
         loop = asyncio.get_running_loop()
-        due = 0  # when the next frame may come
+        due = soonest = loop.time()  # of the next frame; of one that somebody asks for now
         while True:
             self.news.clear()
-            wait = due - loop.time()
+            asked = self.wanted or self.film or self.tapped is not None
+            wait = (soonest if asked else due) - loop.time()
             if wait > 0:
-                await asyncio.sleep(wait)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.news.wait(), wait)
+                continue
             job = self.next_job()  # the last key wins
             if job is None:
                 await self.news.wait()
                 continue
             self.begin_job(job)
-            rate = min(most_steps, fps * self.settings['speed'])
-            due = max(due + 1 / rate, loop.time())
+            rate, now = min(most_steps, fps * self.settings['speed']), loop.time()
+            due = max(min(due, now) + 1 / rate, now)
+            soonest = now + 1 / most_steps
             try:
                 told, body = await loop.run_in_executor(worker, imagine, self.do, *job)
             except Exception:  # out of memory, say: for the terminal, not for the page

@@ -274,6 +274,24 @@ def test_a_key_acts_while_it_is_held_and_else_the_world_goes_on(server):
         assert [page.look()[0]['action'] for _ in range(3)] == [1, 3, 3]
 
 
+def test_a_key_does_not_wait_for_the_next_frame(world, named, tmp_path):
+    """Which here comes after 100 seconds."""
+    slow = shutil.copy(dataset_of(world), tmp_path / 'slow.h5')
+    with h5py.File(slow, 'a') as f:
+        f.attrs['fps'] = 0.1
+    it = serve(world[0], f'--out_dir={named}', f'--dataset={slow}')
+    try:
+        with Page(it) as page:
+            page.say(speed=0.1, start=0)
+            page.until(0)
+            for action in (3, 1, 3):
+                page.say(press=action)
+                assert page.look()[0]['action'] == action
+    finally:
+        it.process.kill()
+        it.process.communicate()
+
+
 def test_without_an_idle_action_the_world_waits(world, tmp_path):
     it = serve(world[0], f'--out_dir={altered(world[1], tmp_path / "out", idle=None)}')
     try:
