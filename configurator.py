@@ -410,6 +410,9 @@ def read_argument(arg, stem, scripts):
     if not arg.startswith('-') and arg.endswith(('.pt', '.html')) and 'file' in keys:
         return [(arg, 'file', arg, [stem])]
     if not arg.startswith('-') and arg.endswith('.pt') and not scripts[stem].several:
+        if not os.path.isfile(arg):
+            raise ConfigError(f'there is no world file {os.path.abspath(arg)}\n'
+                              f'python export.py config/NAME.py {arg} makes one')
         return [(arg, key, arg, [stem]) for key in ('out_dir', 'dataset') if key in keys]
     if arg.startswith(('--local-rank', '--local_rank')):
         raise ConfigError(f'found {arg}, which torch.distributed.launch adds\nuse its successor: '

@@ -23,6 +23,9 @@ from world import play_html
 RUNTIME = 'onnxruntime-web'
 VERSION = '1.30.0'
 SHA256 = 'd2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71'  # of the package
+# its JavaScript and its WebAssembly, which compute on the CPU, and those for WebGPU
+PARTS = {'cpu-module': 'ort.wasm.bundle.min.mjs', 'cpu-wasm': 'ort-wasm-simd-threaded.wasm',
+         'gpu-module': 'ort.jspi.bundle.min.mjs', 'gpu-wasm': 'ort-wasm-simd-threaded.jspi.wasm'}
 HERE = Path(__file__).parent
 
 
@@ -108,8 +111,8 @@ def graphs(tokenizer, dynamics):
 
 
 def runtime():
-    """(JavaScript module, wasm) of onnxruntime-web, from ~/.cache or from npm. Raises
-    PageError."""
+    """What is in the package for a CPU and for a GPU, {part: bytes}, from ~/.cache or from npm.
+    Raises PageError."""
     folder = files.user_cache()
     kept = folder and Path(folder, f'{RUNTIME}-{VERSION}.tgz')
     is_kept = bool(kept) and kept.exists()
@@ -122,9 +125,8 @@ def runtime():
         with files.replacing(kept) as tmp:
             Path(tmp).write_bytes(package)
     with tarfile.open(fileobj=io.BytesIO(package)) as tar:
-        module, wasm = (tar.extractfile(f'package/dist/{name}').read() for name in
-                        ('ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'))
-    return module, wasm
+        return {part: tar.extractfile(f'package/dist/{name}').read()
+                for part, name in PARTS.items()}
 
 
 def fetch():
@@ -160,8 +162,7 @@ def page(tokenizer, dynamics, facts, starts, licence):
     The whole page, a text. facts: what play.html is told of the world; starts: tokens
     (n,memory,N) and actions (n,memory-1) of frames to start from.
     """
-    module, wasm = runtime()
-    parts = {**graphs(tokenizer, dynamics), 'module': module, 'wasm': wasm}
+    parts = {**graphs(tokenizer, dynamics), **runtime()}
     c = dynamics.config
     facts = {**facts, 'n_tokens': c.n_tokens, 'vocab_size': c.vocab_size, 'base': dynamics.base,
              'n_digits': dynamics.n_digits, 'n_embd': c.n_embd,

@@ -12,20 +12,39 @@ async function unpacked(name) {
   return new Uint8Array(await new Response(stream).arrayBuffer())
 }
 
-// The networks: past, guess, draw, read. Each takes typed arrays and returns one
+// The networks: past, guess, draw, read. Each takes typed arrays and returns one. On a GPU where
+// the browser has WebGPU and can wait for it inside of WebAssembly; #cpu or #gpu behind the
+// address of the page says which
 async function loadNetworks(world) {
-  const url = URL.createObjectURL(new Blob([await unpacked('module')], {type: 'text/javascript'}))
-  const ort = await import(url)
-  ort.env.wasm.wasmBinary = await unpacked('wasm')
+  const graphs = {}
+  for (const name of ['past', 'guess', 'draw', 'read']) graphs[name] = await unpacked(name)
+  const asked = location.hash.slice(1)
+  if (asked !== 'cpu' && 'Suspending' in WebAssembly) {
+    const gpu = await navigator.gpu?.requestAdapter().catch(() => null)
+    if (gpu && (asked === 'gpu' || !gpu.info.isFallbackAdapter)) {
+      try {
+        return await networksOn('gpu', 'webgpu', graphs, world)
+      } catch (error) {
+        console.warn(`the CPU imagines, for the GPU does not: ${error.message}`)
+      }
+    }
+  }
+  return networksOn('cpu', 'wasm', graphs, world)
+}
+
+async function networksOn(device, provider, graphs, world) {
+  const module = await unpacked(`${device}-module`)
+  const ort = await import(URL.createObjectURL(new Blob([module], {type: 'text/javascript'})))
+  ort.env.wasm.wasmBinary = await unpacked(`${device}-wasm`)
   ort.env.wasm.numThreads = 1
   ort.env.logLevel = 'error'
   const {memory, n_tokens: N, height, width, n_embd: D, temporal} = world
   const shapes = {past: [[1, memory, N], [1, memory]], guess: [[1, N, D], [1, N]],
     draw: [[1, temporal ? memory : 1, N]], read: [[height, width, 3]]}
-  const networks = {}
-  for (const name of Object.keys(shapes)) {
-    const session = await ort.InferenceSession.create(await unpacked(name),
-      {executionProviders: ['wasm'], graphOptimizationLevel: 'all'})
+  const networks = {device}
+  for (const [name, graph] of Object.entries(graphs)) {
+    const session = await ort.InferenceSession.create(graph,
+      {executionProviders: [provider], graphOptimizationLevel: 'all'})
     networks[name] = async (...arrays) => {
       const feeds = {}
       session.inputNames.forEach((input, i) => {

@@ -119,7 +119,7 @@ def test_what_is_not_there_is_said(exported, world, tmp_path):
     stages = {k: v for k, v in read_world(str(exported[0]))['stages'].items() if k != 'policy'}
     alone = altered(exported[0], tmp_path / 'alone.pt', stages=stages)
     refused(run('play.py', alone, '--watch=True'), 4, 'and no policy')
-    refused(run('sample.py', tmp_path / 'none.pt'), 4, 'none.pt', 'no checkpoint')
+    refused(run('sample.py', tmp_path / 'none.pt'), 2, 'there is no world file', 'export.py')
     refused(run('export.py', exported[0], f'--out_dir={exported[0]}'), 2, 'a folder of trained')
     refused(run('export.py', world[0], '--dtype=bfloat16'), 2, 'float32 or float16')
     refused(run('dynamics.py', exported[0]), 2, 'cannot read the argument')

@@ -25,11 +25,16 @@ NAMES = ['up', 'left', 'down', 'right']
 
 
 @pytest.fixture(scope='module')
-def browser():
+def chromium():
     with sync_api.sync_playwright() as api:
-        it = api.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        yield it
-        it.close()
+        yield api.chromium
+
+
+@pytest.fixture(scope='module')
+def browser(chromium):
+    it = chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+    yield it
+    it.close()
 
 
 @pytest.fixture(scope='module')
@@ -328,19 +333,41 @@ def lone(browser, alone):
 
 def test_the_page_alone_gives_token_for_token_what_python_gives(lone, world, walks):
     """With temperature 0 and the same order of places: 32 frames from 4 starts."""
+    assert lone.evaluate('networks.device') == 'cpu'
+    expect_the_same(lone, world, walks, 4, 32)
+
+
+def test_on_a_gpu_too(chromium, alone, world, walks):
+    """One that is made of software: it is slow."""
+    browser = chromium.launch(executable_path=CHROMIUM, args=[
+        '--no-sandbox', '--enable-unsafe-webgpu', '--enable-features=Vulkan',
+        '--use-vulkan=swiftshader', '--use-webgpu-adapter=swiftshader'])
+    page = browser.new_page()
+    page.goto(alone.as_uri() + '#gpu')
+    if not page.evaluate('navigator.gpu?.requestAdapter().then(gpu => Boolean(gpu))'):
+        browser.close()
+        pytest.skip('this Chromium has no WebGPU')
+    begun(page)
+    assert page.evaluate('networks.device') == 'gpu'
+    page.evaluate('back.send({pause: true})')
+    expect_the_same(page, world, walks, 2, 2)
+    browser.close()
+
+
+def expect_the_same(page, world, walks, n_starts, n_frames):
     theirs = load_world(str(walks), dataset_of(world), 'cpu')
     dynamics = theirs[2]
     N, rng = dynamics.config.n_tokens, np.random.default_rng(0)
-    facts = lone.evaluate('world')
+    facts = page.evaluate('world')
     memory = facts['memory']
-    for start in facts['starts'][:4]:
+    for start in facts['starts'][:n_starts]:
         tokens = torch.tensor(start['tokens']).view(1, memory, N)
         actions = torch.tensor([start['actions']])
-        for action in rng.integers(4, size=32).tolist():
+        for action in rng.integers(4, size=n_frames).tolist():
             order = torch.from_numpy(rng.permutation(N))
             actions = torch.cat([actions, torch.tensor([[action]])], 1)[:, -memory:]
             expected = generate_in_order(dynamics, tokens, actions, order)
-            found = lone.evaluate(
+            found = page.evaluate(
                 '([t, a, order]) => generate(networks, world, Int32Array.from(t), '
                 'Int32Array.from(a), 4, 0, {noise: 0}, order).then(frame => [...frame])',
                 [tokens.flatten().tolist(), actions[0].tolist(), order.tolist()])
