@@ -371,22 +371,34 @@ def most_for_least(between, within, k):
     return ratio, v / ((v * (between @ v)).sum(0) + 1e-6).sqrt()
 
 
-def k_means(x, weight, k, tries=4, rounds=40):
-    """Centres (k,d) of points x (N,d) by Lloyd's algorithm (1957), the best of some tries. Points
-    of weight (N,) 0 have no say, unless there are too few others."""
+def k_means(x, weight, first, k, tries=4, rounds=40):
+    """Centres (k,d) of points x (N,d) by Lloyd's algorithm (1957), the best of some tries. The
+    first, (d,), is given and stays. Points of weight (N,) 0 have no say, unless there are too few
+    others."""
     if (weight > 0).sum() < k:
         weight = torch.ones_like(weight)
     best, chosen, generator = math.inf, None, torch.Generator().manual_seed(0)
     for _ in range(tries):
         centres = x[torch.multinomial(weight, k, len(x) < k, generator=generator)]
         for _ in range(rounds):
+            centres[0] = first
             nearest = F.one_hot(torch.cdist(x, centres).argmin(1), k) * weight[:, None]
             size = nearest.sum(0)[:, None]
             centres = torch.where(size > 0, nearest.T @ x / size.clamp(min=1e-9), centres)
+        centres[0] = first
         error = (weight * torch.cdist(x, centres).amin(1) ** 2).sum()
         if error < best:
             best, chosen = error, centres
     return chosen
+
+
+def goes_on(groups):
+    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: in which two are neighbours
+    half as often again as by chance? Each with itself, too."""
+    follows = groups[:, :-1].flatten(0, 1).T @ groups[:, 1:].flatten(0, 1)
+    follows = follows + follows.T
+    by_chance = follows.sum(0) * follows.sum(1, keepdim=True) / follows.sum().clamp(min=1)
+    return (follows > 1.5 * by_chance) | torch.eye(len(follows), dtype=torch.bool)
 
 
 class LatentActionModel(nn.Module):
@@ -408,7 +420,7 @@ class LatentActionModel(nn.Module):
     "turned" say the rest, which is useless on a keyboard.
 
     What does not move is left to the second task of the code: to tell a decoder what it needs to
-    draw frame t+1 from frame t.
+    draw frame t+1 from frame t. Actions that the teacher needs for no motion are free for that.
 
     Where a few transitions have a label, it is the number of their action, and the teacher goes by
     them (`hear_labels`).
@@ -429,6 +441,7 @@ class LatentActionModel(nn.Module):
         self.register_buffer('mean_shifts', torch.zeros(self.n_shifts))
         self.register_buffer('slow', torch.zeros(self.n_shifts, self.n_slow))
         self.register_buffer('teacher', torch.zeros(self.n_slow + 1, n))
+        self.register_buffer('means', torch.eye(n))  # by action, which of the teacher's groups
         self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(),
                                    nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
                                    nn.Conv2d(64, 64, 3, 1, 1))
@@ -449,6 +462,13 @@ class LatentActionModel(nn.Module):
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
+    @staticmethod
+    def shrunk(clip):
+        """(B,T,C,H,W) -> (B,T,C,h,w), about 64 pixels a side: enough to see what is done."""
+        s = max(1, round(min(clip.shape[-2:]) / 64))
+        small = F.avg_pool2d(clip.flatten(0, 1), s)
+        return small.view(*clip.shape[:3], *small.shape[-2:])
+
     @classmethod
     @torch.no_grad()
     def compare(cls, clip):
@@ -458,9 +478,7 @@ class LatentActionModel(nn.Module):
         differs from frame t, else 0; shifts (S,n_shifts): which displacement explains that, near
         and far, as far as one does; explained (S,): the share of the change that it explains.
         """
-        B, T, C, H, W = clip.shape
-        s = max(1, round(min(H, W) / 64))
-        x = F.avg_pool2d(clip.flatten(0, 1), s).view(B, T, C, H // s, W // s)
+        x = cls.shrunk(clip)
         a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)  # (S,C,h,w)
         changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()  # of a range of 2
         shifts, left = [], 1
@@ -496,9 +514,10 @@ class LatentActionModel(nn.Module):
             return torch.tanh((shifts - self.mean_shifts) @ self.slow)
 
     def teach(self, motion):
-        """(S,n_slow) -> (S,n_actions) how much it looks like each action, 1 together."""
+        """(S,n_slow) -> (S,n_actions) how much it looks like each action, in [0,1]."""
         # no matrix product: autocast would round it
-        return ((motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]).softmax(1)
+        groups = (motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]
+        return (groups.softmax(1)[:, None] * self.means).sum(2)
 
     def look(self, clip):
         """`compare`, with the motion in place of the shifts."""
@@ -531,12 +550,19 @@ class LatentActionModel(nn.Module):
         excess = (ratio - 1).clamp(min=1e-6)
         importance = (excess / excess[0]).sqrt().float()
         points = self.motion(shifts.flatten(0, 1).to(self.slow.device)).cpu() * importance
-        # what no displacement explains may make a group as well: a sword, say
-        centres = k_means(points, moving.flatten(), self.n_actions)
+        # the first group is of what no displacement explains: a sword, say
+        nothing = self.motion(torch.zeros_like(shifts[:1, 0]).to(self.slow.device)).cpu()
+        centres = k_means(points, moving.flatten(), nothing[0] * importance, self.n_actions)
         # Gaussians 0.5 wide: a point x belongs to a centre c like exp(-2 (x - c)^2), which is like
         # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
         self.teacher[:-1] = 4 * (importance * centres).T
         self.teacher[-1] = -2 * centres.square().sum(1)
+        # groups that take turns are one key that is held. The actions that this leaves over share
+        # the first group, and what they need to draw tells them apart
+        groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
+        first = goes_on(groups * moving).int().argmax(1)
+        action_of = torch.where(first == torch.arange(self.n_actions), first, 0)
+        self.means.copy_(first == action_of[:, None])
         self.agree()
 
     @torch.no_grad()
@@ -551,12 +577,13 @@ class LatentActionModel(nn.Module):
         ridge = z.T @ z + torch.eye(self.n_slow)
         slope = torch.linalg.solve(ridge, z.T @ (y - y_mean)) / std[:, None]
         self.teacher.copy_(5 * torch.cat([slope, (y_mean - x_mean @ slope)[None]]))
+        self.means.copy_(torch.eye(self.n_actions))
         self.agree()
 
     def agree(self):
         """All ranks hear the same: others may have rounded otherwise."""
         if dist.is_initialized():
-            for found in self.mean_shifts, self.slow, self.teacher:
+            for found in self.mean_shifts, self.slow, self.teacher, self.means:
                 dist.broadcast(found, 0)
 
     def reveal(self, changed):
@@ -613,7 +640,18 @@ class LatentActionModel(nn.Module):
 
     def encode(self, clip):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
-        return self.latents(*self.look(clip)[:3]).argmax(1).view(len(clip), -1)
+        B, T = clip.shape[:2]
+        after, changed, motion, explained = self.look(clip)
+        actions = self.latents(after, changed, motion).argmax(1).view(B, T - 1)
+        # who turns against a wall moves nowhere. But whole frames tell where those look who walk,
+        # and if that is another way than before, it is the key of that way
+        frames = self.shrunk(clip).flatten(0, 1)
+        everything, nothing = torch.ones_like(frames[:, :1]), motion.new_zeros(B * T, self.n_slow)
+        log_p = self.quantise(self.latents(frames, everything, nothing))[0]
+        p, way = log_p.exp().view(B, T, -1).max(2)
+        turns = (way[:, 1:] != way[:, :-1]) & (torch.minimum(p[:, 1:], p[:, :-1]) > 0.8)
+        turns &= explained.view(B, T - 1) < 0.5
+        return torch.where(turns, way[:, 1:], actions)
 
     def predict(self, clip, codes):
         """`next_frames` for those outside: with FSDP their call gathers the weights first."""

@@ -145,9 +145,11 @@ def fetch():
         return found[0].read_bytes()
 
 
+PERMISSION = (HERE.parent / 'LICENSE').read_text(encoding='utf-8').partition('\n\nPermission')[2]
 LICENCE = f"""{RUNTIME} {VERSION}, which runs the networks in this page:
-Copyright (c) Microsoft Corporation. MIT License: https://github.com/microsoft/onnxruntime
-"""
+MIT License. Copyright (c) Microsoft Corporation
+
+Permission{PERMISSION}"""
 
 # -----------------------------------------------------------------------------
 # the page

@@ -331,10 +331,10 @@ class Game:
 class Player:
     """Plays as people do: holds an action for 2 to 11 frames, and turns when it stops working.
     People see the trees: a way that is free is chosen more often than one that is not, and turning
-    back is rare. He goes against them often enough to show what they are: a world learns that from
-    nothing else (RECORDS.md)."""
+    back is rare. He goes against them often enough to show what they are, and through a door as
+    soon as he came in by it: a world learns that from nothing else (RECORDS.md)."""
     episode_len, own_worlds = 250, False
-    stands = {NOOP: 0.1, SWORD: 0.1}  # what he does for a while without walking, and how often
+    stands = {NOOP: 0.1, SWORD: 0.2}  # what he does for a while without walking, and how often
     bumps = 0  # share of the frames in which he goes against a wall on purpose, where there is one
 
     def __init__(self, game, seed):
@@ -342,6 +342,7 @@ class Player:
         self.rng = np.random.default_rng([seed, 10])
         self.action = np.zeros(game.n, np.int64)
         self.left = np.zeros(game.n, np.int64)  # frames for which to hold it still
+        self.screen = game.screen.copy()
 
     def is_free(self, key):
         return self.game.ahead(STEP * DX[key], STEP * DY[key])[3]
@@ -351,12 +352,15 @@ class Player:
         game, n = self.game, self.game.n
         walking = (self.action >= UP) & (self.action <= RIGHT)
         blocked = walking & ~self.is_free(self.action)
-        gives_up = blocked & (self.rng.random(n) < 0.4)
+        gives_up = (blocked | (game.screen != self.screen)) & (self.rng.random(n) < 0.4)
+        self.screen = game.screen.copy()
         chooses = (self.left <= 0) | gives_up
         weight = np.zeros((n, len(ACTIONS)))
         for a in (UP, DOWN, LEFT, RIGHT):
             back = (DX[a] == -DX[game.facing]) & (DY[a] == -DY[game.facing])
-            weight[:, a] = np.where(self.is_free(a), np.where(back, 0.4, 1.0), 0.3)
+            screen, _, _, free = game.ahead(STEP * DX[a], STEP * DY[a])
+            weight[:, a] = np.where(free, np.where(back, 0.4, 1.0), 0.3)
+            weight[:, a] = np.where(free & (screen != game.screen), 2, weight[:, a])
         weight *= (1 - sum(self.stands.values())) / weight.sum(1, keepdims=True)
         weight[:, list(self.stands)] = list(self.stands.values())
         choice = (weight.cumsum(1) < self.rng.random((n, 1))).sum(1)

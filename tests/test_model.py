@@ -17,6 +17,7 @@ from model import (
     LatentActionModel,
     Tokenizer,
     TokenizerConfig,
+    goes_on,
     k_means,
     matching_costs,
     most_for_least,
@@ -511,12 +512,14 @@ def held(n, seed=0):
 
 
 def test_the_teacher_tells_apart_what_goes_on():
-    m = LatentActionModel(LatentActionConfig(action_levels=(2,)))
+    m = LatentActionModel(LatentActionConfig(action_levels=(3,)))
     m.find_motions(held(64)[0].split(16))
     clips, right = held(32, 1)
     said = m.teach(m.look(clips)[2]).argmax(1).view(32, 3)
-    agrees = (said == right[:, None]).float().mean()
-    assert max(agrees, 1 - agrees) > 0.9
+    agrees = (said == 1 + right[:, None]).float().mean()
+    assert max(agrees, ((said == 2 - right[:, None]).float().mean())) > 0.9
+    nothing = m.teach(m.motion(torch.zeros(1, m.n_shifts)))
+    assert nothing.argmax() == 0
     m.find_motions([held(32)[0][:, :1].expand(32, 4, 3, 64, 64)])  # nothing moves
     assert all(torch.isfinite(x).all() for x in m.state_dict().values())
 
@@ -537,9 +540,35 @@ def test_k_means_finds_groups_and_leaves_out_what_has_no_weight():
     x = true.repeat(20, 1) + 0.1 * torch.randn(60, 2, generator=g)
     weight = torch.ones(60)
     weight[0], x[0] = 0, 100
-    found = k_means(x, weight, 3)
-    assert torch.cdist(found, true).amin(0).max() < 0.2
-    assert k_means(x[:2], torch.zeros(2), 3).shape == (3, 2)
+    found = k_means(x, weight, true[1] + 0.3, 3)
+    assert torch.cdist(found[1:], true[[0, 2]]).amin(0).max() < 0.2
+    assert torch.equal(found[0], true[1] + 0.3)
+    assert k_means(x[:2], torch.zeros(2), true[0], 3).shape == (3, 2)
+
+
+def test_groups_that_take_turns_go_on_and_those_that_do_not_do_not():
+    key = torch.tensor([0] * 6 + [1] * 6 + [2] * 3).repeat(4)[None]
+    halves = key + (key == 1) * (torch.arange(key.numel()) % 2) * 2  # 1 looks like 1 or like 3
+    groups = torch.nn.functional.one_hot(halves, 5).float()
+    assert goes_on(groups).int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0],
+                                              [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+    # keys that nobody holds tell nothing
+    shuffled = groups[:, torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    assert goes_on(shuffled.repeat(1, 9, 1)).sum() <= 7
+
+
+def test_actions_that_are_left_over_share_what_no_displacement_explains():
+    m = LatentActionModel(LatentActionConfig(action_levels=(6,)))
+    clips = held(96)[0]
+    clips[:32] = clips[:32, :, :, 20:21, 20:21]  # the ground, and then another: a third of them
+    clips[:32, 1::2] += torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(1))[0]
+    m.find_motions(clips.split(16))
+    rows = m.means.unique(dim=0)
+    assert len(rows) < 6 and rows.sum(0).tolist() == [1] * 6  # each group belongs to one action
+    often = (m.means[:, None] == m.means).all(2).sum(1)  # how many actions mean the same
+    assert often.tolist().count(1) == len(rows) - 1 and often[0] == 7 - len(rows)
+    nothing = m.teach(m.motion(torch.zeros(1, m.n_shifts)))[0]
+    assert nothing[0] == nothing.max()
 
 
 def test_the_student_learns_from_what_the_teacher_says_of_the_neighbours():
@@ -598,6 +627,25 @@ def test_the_encoder_does_not_see_what_the_hero_looked_like_before():
     for a, b in zip(m.compare(clip)[:2], m.compare(other)[:2]):
         assert torch.equal(a, b)
     assert not torch.equal(m.compare(clip)[0], m.compare(moved(0, 4))[0])
+
+
+@pytest.mark.parametrize('sure, turns', [(9, True), (0.4, False)])
+def test_who_turns_against_a_wall_does_what_those_do_who_walk_that_way(sure, turns):
+    m = LatentActionModel(LatentActionConfig()).eval()
+
+    def latents(after, changed, motion):  # a red hero goes the way 3, one in green and blue 5
+        assert not changed.all() or not motion.any()
+        way = 3 + 2 * (after[:, 0, 30, 30] < 0).long()
+        return sure * m.codes(torch.where(changed.flatten(1).all(1), way, 1))
+
+    m.latents = latents
+    clip = moved(4, 0).expand(3, -1, -1, -1, -1).clone()
+    red = torch.tensor([0.9, -0.9, -0.9])[:, None, None]
+    clip[:2, 1] = clip[:2, 0]
+    clip[:2, :, :, 28:36, 28:36] = red
+    clip[0, 1, :, 28:36, 28:36] = -red  # he turns
+    clip[1, 1, :, 40:48, 40:48] = red  # he does not, and something appears
+    assert m.encode(clip).flatten().tolist() == [5 if turns else 1, 1, 1]
 
 
 def test_the_encoder_is_shown_what_changed_and_in_training_now_and_then_more():
