@@ -479,13 +479,14 @@ class Encoded:
 
     def rare_ends(self, starts, seq_len):
         """Those of the windows in whose last step happens what is rare and much of the error: more
-        than half of the tokens change; none does any more; another action is taken. A list of
-        arrays, without empty ones."""
+        than half of the tokens change, under the action of the step before or under another; none
+        does any more; another action is taken. A list of arrays, without empty ones."""
         last = starts + (seq_len - 2) * self.frame_stride
         before = np.maximum(last - self.frame_stride, 0)
-        changes = self.changes[last]
-        kinds = (changes > self.tokenizer.n_tokens / 2, (changes == 0) & (self.changes[before] > 0),
-                 (changes > 0) & (self.actions[last] != self.actions[before]))
+        changes, another = self.changes[last], self.actions[last] != self.actions[before]
+        scene = changes > self.tokenizer.n_tokens / 2
+        kinds = (scene & ~another, scene & another, (changes == 0) & (self.changes[before] > 0),
+                 (changes > 0) & another)
         return [starts[kind] for kind in kinds if kind.any()]
 
     def action_names(self, action_source):

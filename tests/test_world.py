@@ -34,6 +34,14 @@ def test_windows_of_a_new_scene_end_in_one(stride):
     assert found.tolist() == list(range(10 - 2 * stride, 10 - stride))
 
 
+def test_windows_that_end_in_a_new_scene_by_the_key_that_is_held_and_by_another():
+    scene = np.arange(40) // 10
+    tokens = np.stack([np.arange(40), scene, scene], 1)
+    actions = np.array([1] * 19 + [2] * 11 + [3] * 10)  # turns into the second of three new scenes
+    held, by_another, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
+    assert held.tolist() == [8, 28] and by_another.tolist() == [18] and turns.tolist() == [18, 29]
+
+
 def test_windows_that_end_in_a_stop_or_a_turn():
     """He walks for ten frames, stands for ten, turns and walks on; then he turns once more."""
     place = np.array([*range(10), *[9] * 10, *range(10, 30)])
