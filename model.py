@@ -557,10 +557,12 @@ class LatentActionModel(nn.Module):
         # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
         self.teacher[:-1] = 4 * (importance * centres).T
         self.teacher[-1] = -2 * centres.square().sum(1)
-        # groups that take turns are one key that is held. The actions that this leaves over share
-        # the first group, and what they need to draw tells them apart
+        # like groups that take turns are one key that is held; unlike ones are two that are pressed
+        # in turns. The actions that this leaves over share the first group, and what they need to
+        # draw tells them apart
         groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
-        first = goes_on(groups * moving).int().argmax(1)
+        alike = torch.cdist(centres, centres) < 1
+        first = (goes_on(groups * moving) & alike).int().argmax(1)
         action_of = torch.where(first == torch.arange(self.n_actions), first, 0)
         self.means.copy_(first == action_of[:, None])
         self.agree()

@@ -384,7 +384,8 @@ class Seat:
             wait = (soonest if asked else due) - loop.time()
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.news.wait(), wait)
+                    async with asyncio.timeout(wait):  # wait_for may swallow the end of the task
+                        await self.news.wait()
                 continue
             job = self.next_job()  # the last key wins
             if job is None:
