@@ -393,12 +393,15 @@ def k_means(x, weight, first, k, tries=4, rounds=40):
 
 
 def goes_on(groups):
-    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: in which two are neighbours
-    half as often again as by chance? Each with itself, too."""
+    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: are two of them neighbours half
+    as often again as by chance, and each itself at least as often? Each with itself, too."""
     follows = groups[:, :-1].flatten(0, 1).T @ groups[:, 1:].flatten(0, 1)
     follows = follows + follows.T
     by_chance = follows.sum(0) * follows.sum(1, keepdim=True) / follows.sum().clamp(min=1)
-    return (follows > 1.5 * by_chance) | torch.eye(len(follows), dtype=torch.bool)
+    often = follows / by_chance.clamp(min=1e-6)
+    own = often.diagonal()
+    both = (often > 1.5) & (often <= torch.minimum(own, own[:, None]))
+    return both | torch.eye(len(follows), dtype=torch.bool)
 
 
 class LatentActionModel(nn.Module):
@@ -561,8 +564,9 @@ class LatentActionModel(nn.Module):
         # in turns. The actions that this leaves over share the first group, and what they need to
         # draw tells them apart
         groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
-        alike = torch.cdist(centres, centres) < 1
-        first = (goes_on(groups * moving) & alike).int().argmax(1)
+        same = goes_on(groups * moving) & (torch.cdist(centres, centres) < 1)
+        same[0, 1:] = same[1:, 0] = False
+        first = same.int().argmax(1)
         action_of = torch.where(first == torch.arange(self.n_actions), first, 0)
         self.means.copy_(first == action_of[:, None])
         self.agree()
