@@ -393,8 +393,8 @@ def k_means(x, weight, first, k, tries=4, rounds=40):
 
 
 def goes_on(groups):
-    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: are two of them neighbours half
-    as often again as by chance, and each itself at least as often? Each with itself, too."""
+    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: are two of them neighbours
+    half as often again as by chance, and each its own at least as often? Each with itself, too."""
     follows = groups[:, :-1].flatten(0, 1).T @ groups[:, 1:].flatten(0, 1)
     follows = follows + follows.T
     by_chance = follows.sum(0) * follows.sum(1, keepdim=True) / follows.sum().clamp(min=1)
