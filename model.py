@@ -554,8 +554,8 @@ class LatentActionModel(nn.Module):
         importance = (excess / excess[0]).sqrt().float()
         points = self.motion(shifts.flatten(0, 1).to(self.slow.device)).cpu() * importance
         # the first group is of what no displacement explains: a sword, say
-        nothing = self.motion(torch.zeros_like(shifts[:1, 0]).to(self.slow.device)).cpu()
-        centres = k_means(points, moving.flatten(), nothing[0] * importance, self.n_actions)
+        nothing = self.motion(torch.zeros_like(self.mean_shifts)).cpu() * importance
+        centres = k_means(points, moving.flatten(), nothing, self.n_actions)
         # Gaussians 0.5 wide: a point x belongs to a centre c like exp(-2 (x - c)^2), which is like
         # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
         self.teacher[:-1] = 4 * (importance * centres).T

@@ -7,11 +7,10 @@ Keys are pressed at random moments, other ones each time, and let go; between th
 by itself where it can. Timed is, in the page, from the event of the key to when its picture is on
 the canvas, and to the animation frame after that. Nothing else should be running. Needs Chromium.
 """
-import shutil
 import sys
 
 import numpy as np
-from launch import serve
+from launch import CHROMIUM, serve
 from playwright.sync_api import sync_playwright
 
 PRESS = """async n => {
@@ -47,13 +46,12 @@ HURRY = """() => {
   press('held', 1)
 }"""
 
-chromium = shutil.which('chromium') or shutil.which('chromium-browser')
-if not chromium:
+if not CHROMIUM:
     sys.exit('tests/latency.py: there is no Chromium here: apt-get install chromium')
 served = serve(*sys.argv[1:], '--maskgit_steps=4')
 try:
     with sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=chromium,
+        browser = api.chromium.launch(executable_path=CHROMIUM,
                                       args=['--no-sandbox', '--disable-gpu'])
         page = browser.new_page()
         page.goto(f'http://127.0.0.1:{served.port}')

@@ -4,6 +4,7 @@ from here."""
 import csv
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 MEASURED = {}  # what tests of the fault matrix measured, for faults.json
 
 STAGES = ('tokenizer', 'latent_actions', 'dynamics', 'policy')

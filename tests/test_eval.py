@@ -1,7 +1,6 @@
 """eval.py tells a perfect world, one that ignores its actions, and one whose actions mean nothing
 from each other."""
 import json
-import re
 import runpy
 import shutil
 import sys

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from launch import dataset_of, serve, train
+from launch import CHROMIUM, dataset_of, serve, train
 from PIL import Image
 from test_play import altered
 
@@ -18,7 +18,6 @@ from page import graphs
 from training import checkpoint
 from world import Dream, load_world
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 sync_api = pytest.importorskip('playwright.sync_api')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason='no chromium')]
 NAMES = ['up', 'left', 'down', 'right']
