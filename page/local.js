@@ -217,6 +217,7 @@ function localWorld(world, show) {
 
   async function play() {
     networks = await loadNetworks(world)
+    document.querySelectorAll('[id^=part-]').forEach(part => part.remove())  // of another device
     globalThis.networks = networks  // for those who look under the bonnet, and a test
     for (let due = 0;;) {
       await new Promise(done => setTimeout(done, due - performance.now()))
