@@ -192,7 +192,7 @@ class FSQ(nn.Module):
         """Latents (...,d) -> codes (...,d) in [-1,1] and tokens (...). The gradient passes the
         rounding unchanged."""
         top = (self.levels - 1).to(z.dtype)
-        x = torch.sigmoid(2 * z) * top
+        x = torch.sigmoid(z) * top
         i = x.round()
         code = 2 * (x + (i - x).detach()) / top - 1
         return code, (i.long() * self.base).sum(-1)
@@ -296,7 +296,13 @@ class Tokenizer(nn.Module):
         # that they differ between
         moved = (clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.1
         changed = F.pad(moved, (0, 0, 0, 0, 1, 0)) | F.pad(moved, (0, 0, 0, 0, 0, 1))
-        loss = (error * (1 + self.changed_weight * changed)).mean()
+        error_of_patch = F.avg_pool2d(error * (1 + self.changed_weight * changed),
+                                      self.config.patch_size)
+        # most patches are ground and soon drawn well; what is rare, a blade, would never get a
+        # token. So the worse a patch is drawn for its clip, the more it weighs
+        worse = error_of_patch.detach()
+        worse = (worse / (worse.mean((1, 2, 3), keepdim=True) + 1e-9)).sqrt()
+        loss = (error_of_patch * (0.1 + 0.9 * worse)).mean()
         used, _ = code_usage(tokens, self.vocab_size)
         return loss, {'psnr': psnr(error.detach().mean()), 'code_usage': used}
 
@@ -423,7 +429,7 @@ class LatentActionModel(nn.Module):
     "turned" say the rest, which is useless on a keyboard.
 
     What does not move is left to the second task of the code: to tell a decoder what it needs to
-    draw frame t+1 from frame t. Actions that the teacher needs for no motion are free for that.
+    draw frame t+1 from frame t.
 
     Where a few transitions have a label, it is the number of their action, and the teacher goes by
     them (`hear_labels`).
@@ -444,7 +450,7 @@ class LatentActionModel(nn.Module):
         self.register_buffer('mean_shifts', torch.zeros(self.n_shifts))
         self.register_buffer('slow', torch.zeros(self.n_shifts, self.n_slow))
         self.register_buffer('teacher', torch.zeros(self.n_slow + 1, n))
-        self.register_buffer('means', torch.eye(n))  # by action, which of the teacher's groups
+        self.register_buffer('means', torch.eye(n))  # which action each group of motions is
         self.after = nn.Sequential(nn.Conv2d(4, 32, 5, 2, 2), nn.GELU(),
                                    nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(),
                                    nn.Conv2d(64, 64, 3, 1, 1))
@@ -518,9 +524,12 @@ class LatentActionModel(nn.Module):
 
     def teach(self, motion):
         """(S,n_slow) -> (S,n_actions) how much it looks like each action, in [0,1]."""
-        # no matrix product: autocast would round it
         groups = (motion[:, :, None] * self.teacher[:-1]).sum(1) + self.teacher[-1]
-        return (groups.softmax(1)[:, None] * self.means).sum(2)
+        return self.as_actions(groups.softmax(1))
+
+    def as_actions(self, p):
+        """Of groups (S,n_actions) -> of the actions that they are, (S,n_actions)."""
+        return (p[:, :, None] * self.means).sum(1)  # autocast would round a matrix product
 
     def look(self, clip):
         """`compare`, with the motion in place of the shifts."""
@@ -560,15 +569,16 @@ class LatentActionModel(nn.Module):
         # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
         self.teacher[:-1] = 4 * (importance * centres).T
         self.teacher[-1] = -2 * centres.square().sum(1)
-        # like groups that take turns are one key that is held; unlike ones are two that are pressed
-        # in turns. The actions that this leaves over share the first group, and what they need to
-        # draw tells them apart
+        # like groups that take turns are one key that is held; unlike ones, or what is as like what
+        # no displacement explains, are two that are pressed in turns. Nobody takes the actions that
+        # this leaves over: the decoder would have them tell which way a sword points, which it can
+        # see in frame t
         groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
-        same = goes_on(groups * moving) & (torch.cdist(centres, centres) < 1)
+        apart = torch.cdist(centres, centres)
+        alike = apart < torch.minimum(apart[0], apart[:, :1]).clamp(max=1)
+        same = goes_on(groups * moving) & alike | (apart < 0.5)
         same[0, 1:] = same[1:, 0] = False
-        first = same.int().argmax(1)
-        action_of = torch.where(first == torch.arange(self.n_actions), first, 0)
-        self.means.copy_(first == action_of[:, None])
+        self.means.copy_(self.codes(same.int().argmax(1)))
         self.agree()
 
     @torch.no_grad()
@@ -632,12 +642,12 @@ class LatentActionModel(nn.Module):
         return (z - mean) * (var.clamp(min=0) + 1e-5).rsqrt()
 
     def quantise(self, z):
-        """Latents (S,n_actions) -> the log probability of each action (S,n_actions), codes
+        """Latents (S,n_actions) -> the probability of each action (S,n_actions), codes
         (S,n_actions), 1 for the likeliest and else 0, whose gradient is that of the probabilities,
         and actions (S,)."""
-        log_p = (3 * z).log_softmax(1)
-        p, actions = log_p.exp(), z.argmax(1)
-        return log_p, self.codes(actions) + p - p.detach(), actions
+        p = self.as_actions((3 * z).softmax(1))
+        actions = p.argmax(1)
+        return p, self.codes(actions) + p - p.detach(), actions
 
     def codes(self, actions):
         """Actions (...) -> codes (...,n_actions)."""
@@ -648,13 +658,13 @@ class LatentActionModel(nn.Module):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
         B, T = clip.shape[:2]
         after, changed, motion, explained = self.look(clip)
-        actions = self.latents(after, changed, motion).argmax(1).view(B, T - 1)
+        actions = self.quantise(self.latents(after, changed, motion))[2].view(B, T - 1)
         # who turns against a wall moves nowhere. But whole frames tell where those look who walk,
         # and if that is another way than before, it is the key of that way
         frames = self.shrunk(clip).flatten(0, 1)
         everything, nothing = torch.ones_like(frames[:, :1]), motion.new_zeros(B * T, self.n_slow)
-        log_p = self.quantise(self.latents(frames, everything, nothing))[0]
-        p, way = log_p.exp().view(B, T, -1).max(2)
+        p = self.quantise(self.latents(frames, everything, nothing))[0]
+        p, way = p.view(B, T, -1).max(2)
         turns = (way[:, 1:] != way[:, :-1]) & (torch.minimum(p[:, 1:], p[:, :-1]) > 0.8)
         turns &= explained.view(B, T - 1) < 0.5
         return torch.where(turns, way[:, 1:], actions)
@@ -679,9 +689,9 @@ class LatentActionModel(nn.Module):
         changed, motion = seen[1:]
         if pair is not None:  # one batch, normalised together
             seen = [torch.cat(both) for both in zip(seen, self.look(pair))]
-        log_p, codes, actions = self.quantise(self.latents(*seen))
-        labelled, actions = log_p[B * S:], actions[:B * S]
-        log_p, codes = (x[:B * S].view(B, S, -1) for x in (log_p, codes))
+        p, codes, actions = self.quantise(self.latents(*seen))
+        labelled, actions = p[B * S:], actions[:B * S]
+        p, codes = (x[:B * S].view(B, S, -1) for x in (p, codes))
         # 1. what does the teacher say of this transition or its neighbours? The more a displacement
         # explains, the more it counts. To agree with one of the three is enough: a hero who turns
         # does not go on as before, and if he had to agree with all, "turned" would be an action
@@ -690,7 +700,7 @@ class LatentActionModel(nn.Module):
         near = ((t[:, None] - t).abs() <= 1).float()
         weight = near / near.sum(1, keepdim=True) * explained.view(B, 1, S) ** 4
         total = weight.sum(2) + 1e-6
-        agrees = (weight * (log_p.exp() @ taught.mT)).sum(2) / total
+        agrees = (weight * (p @ taught.mT)).sum(2) / total
         motion_loss = -(total * self.moving(changed).view(B, S) * (agrees + 1e-6).log()).mean()
         # 2. the last frame. Every transition counts the same, a step of the hero as much as a new
         # screen. One of a clip is enough: all of them take half as long again
@@ -703,7 +713,7 @@ class LatentActionModel(nn.Module):
         loss = motion_loss + 0.1 * pixel_loss
         # 3. what is it called, where that is known? So a code is what a key does
         if pair is not None:
-            loss = loss + 0.2 * F.nll_loss(labelled, label)
+            loss = loss + 0.2 * F.nll_loss((labelled + 1e-6).log(), label)
         used, entropy = code_usage(actions, self.n_actions)
         return loss, {'psnr': psnr(error.detach().mean()), 'action_entropy': entropy,
                       'unique_actions': used * self.n_actions, 'codebook_usage': used}

@@ -363,6 +363,29 @@ def latent_actions(recording, out_dir, action_model, weights_id, frame_stride, c
     return of_every_frame(recording, out_dir, 'actions', compute, dtype, weights_id, frame_stride)
 
 
+def goes_on_elsewhere(differs, grid, episode_starts):
+    """In which transitions (n,) nothing changes but what lies apart, by a token at least, from all
+    that changed in the last three that did. Who plays leaves a trail; what happens away from it
+    happens whatever he does. differs (n,N) bool: which tokens change, of a grid (h,w)."""
+    n, (h, w) = len(differs), grid
+    moves = np.flatnonzero(differs.any(1))
+    episode = np.searchsorted(episode_starts, moves, 'right')
+    wide = np.pad(differs[moves].reshape(-1, h, w), ((0, 0), (1, 1), (1, 1)))
+    near = np.zeros((len(moves), h, w), bool)
+    for y in range(3):
+        for x in range(3):
+            near |= wide[:, y:y + h, x:x + w]
+    past, touched = np.zeros((2, len(moves)), bool)  # is there any? does it touch it?
+    for k in range(1, 4):
+        same_episode = episode[k:] == episode[:-k]
+        touches = (wide[k:, 1:-1, 1:-1] & near[:-k]).any((1, 2))
+        past[k:] |= same_episode
+        touched[k:] |= same_episode & touches
+    found = np.zeros(n, bool)
+    found[moves] = past & ~touched
+    return found
+
+
 class Encoded:
     """
     The tokens of every frame and the action that follows each, computed by the earlier stages once
@@ -402,10 +425,13 @@ class Encoded:
         else:
             self.actions = np.zeros(len(self.frames), np.int32)
             self.n_actions = 1
-        after, before = self.tokens[frame_stride:], self.tokens[:-frame_stride]
-        self.changes = (after != before).sum(1)  # tokens, from each frame to the next
+        differs = self.tokens[frame_stride:] != self.tokens[:-frame_stride]
+        self.changes = differs.sum(1)  # tokens, from each frame to the next
         self.idle = None  # the action that does nothing, if the recording shows one
         if action_source == 'latent':
+            c = self.tokenizer.config
+            grid = c.height // c.patch_size, c.width // c.patch_size
+            self.elsewhere = goes_on_elsewhere(differs, grid, recording.episode_starts)
             self.actions = self.held(self.actions)
             if (self.actions == self.n_actions).mean() > 0.01:
                 self.idle = self.n_actions
@@ -416,14 +442,16 @@ class Encoded:
         """
         Where nothing changes, nothing tells what was pressed. For half of such transitions it is
         taken to be the action of the step before, as of one who goes on against a wall; for the
-        others, and where an episode begins so, none, number n_actions, as of one who stands. So a
-        world learns what walls are, and that without a key nothing happens (RECORDS.md).
+        others, and where an episode begins so, none, number n_actions, as of one who stands. None,
+        too, where something changes elsewhere. So a world learns what walls are, and that without
+        a key it goes on and he who plays stands (RECORDS.md).
         """
         actions, stride = actions.copy(), self.frame_stride
-        same = np.flatnonzero(self.changes == 0)
+        same = np.flatnonzero((self.changes == 0) | self.elsewhere)
         first = np.searchsorted(self.recording.episode_starts, same, 'right') - 1
         begins = same - stride < self.recording.episode_starts[first]
-        stands = begins | (np.random.default_rng(14).random(len(same)) < 0.5)
+        half = np.random.default_rng(14).random(len(same)) < 0.5
+        stands = begins | half | self.elsewhere[same]
         last = actions.copy()  # what was pressed last, in each place
         for t, no_past, none in zip(same, begins, stands):
             last[t] = self.n_actions if no_past else last[t - stride]
@@ -491,7 +519,7 @@ class Encoded:
 
     def action_names(self, action_source):
         """
-        What each action is called, where the dataset says: the label of three quarters of its
+        What each action is called, where the dataset says: the label of two thirds of its
         transitions in which something changed. Two actions of one name are told apart by number,
         the more frequent first; '' for a rare one or a mixture of labels. For the keys of those who
         play and for eval.py; no weight is trained on it.
@@ -500,7 +528,7 @@ class Encoded:
         if not recording.has_labels or self.frame_stride != 1 or action_source == 'none':
             return names
         t = data.windows(recording, 'train', 2)
-        t = t[self.changes[t] > 0]
+        t = t[(self.changes[t] > 0) & (self.actions[t] < self.n_actions)]
         labels, index = np.unique(recording.actions, return_inverse=True)  # they may be any numbers
         counts = np.zeros((self.n_actions, len(labels)), int)
         np.add.at(counts, (self.actions[t], index[t]), 1)
@@ -509,7 +537,7 @@ class Encoded:
         used = []
         for action in counts.max(1).argsort()[::-1]:
             word, most = words[counts[action].argmax()], counts[action].max()
-            if most > max(0.75 * counts[action].sum(), 0.005 * counts.sum()):
+            if most > max(2 / 3 * counts[action].sum(), 0.005 * counts.sum()):
                 names[action] = f'{word} {used.count(word) + 1}' if word in used else word
                 used.append(word)
         return names

@@ -15,6 +15,6 @@ levels = (4, 4, 4, 4, 4)  # vocabulary of 1024
 action_levels = (2, 2, 2)  # 8 actions, for the game's 6
 n_head, n_embd = 4, 128
 
-tokenizer = dict(max_iters=2000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
+tokenizer = dict(max_iters=3000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
 latent_actions = dict(max_iters=200, learning_rate=3e-3, total_batch_size=32, device_batch_size=32)
-dynamics = dict(max_iters=7000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
+dynamics = dict(max_iters=6500, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)

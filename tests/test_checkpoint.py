@@ -13,7 +13,7 @@ from launch import ROOT
 
 from files import DiskError
 from training import checkpoint
-from training.checkpoint import CheckpointError
+from training.checkpoint import FORMAT, CheckpointError
 from training.folder import RunFolder
 
 
@@ -80,7 +80,7 @@ def test_round_trip(tmp_path):
     found = checkpoint.load(path, 'dynamics')
     assert (
         found['path'] == path
-        and found['format'] == checkpoint.FORMAT
+        and found['format'] == FORMAT
         and found['torch'] == str(torch.__version__)
     )
     assert all(
@@ -367,7 +367,7 @@ def bomb(tmp_path):
 
 
 def without(key):
-    return {k: v for k, v in make(20, format=1).items() if k != key}
+    return {k: v for k, v in make(20, format=FORMAT).items() if k != key}
 
 
 CASES = {
@@ -384,26 +384,26 @@ CASES = {
     'no model': (lambda p: without('model'), 'it has no model'),
     'no format': (lambda p: without('format'), 'it has no format'),
     'no guard': (lambda p: without('guard'), 'it has no guard'),
-    'empty model': (lambda p: make(20, format=1, model={}), 'its model is empty'),
-    'odd model': (lambda p: make(20, format=1, model={'w': 'x'}), 'other things than tensors'),
-    'odd iter': (lambda p: make('20', format=1), 'found iter of type str, expected int'),
+    'empty model': (lambda p: make(20, format=FORMAT, model={}), 'its model is empty'),
+    'odd model': (lambda p: make(20, format=FORMAT, model={'w': 'x'}), 'other things than tensors'),
+    'odd iter': (lambda p: make('20', format=FORMAT), 'found iter of type str, expected int'),
     'nan': (
-        lambda p: make(20, format=1, model={'w': torch.tensor([0, float('nan')])}),
+        lambda p: make(20, format=FORMAT, model={'w': torch.tensor([0, float('nan')])}),
         "ckpt['model']['w'] is not finite",
     ),
     'inf state': (
-        lambda p: make(20, format=1, optimizer={'m': torch.tensor(float('inf'))}),
+        lambda p: make(20, format=FORMAT, optimizer={'m': torch.tensor(float('inf'))}),
         "ckpt['optimizer']['m'] is not finite",
     ),
     'huge': (
-        lambda p: make(20, format=1, model={'w': torch.zeros(1).expand(10**13)}),
+        lambda p: make(20, format=FORMAT, model={'w': torch.zeros(1).expand(10**13)}),
         'claims to be larger than the file',
     ),
     'payload': (
-        lambda p: make(20, format=1, metrics=Payload(str(p / 'ran'))),
+        lambda p: make(20, format=FORMAT, metrics=Payload(str(p / 'ran'))),
         'found Python objects',
     ),
-    'numpy': (lambda p: make(20, format=1, metrics=np.float64(1)), 'found Python objects'),
+    'numpy': (lambda p: make(20, format=FORMAT, metrics=np.float64(1)), 'found Python objects'),
 }
 
 
@@ -418,7 +418,7 @@ def test_damaged(tmp_path, capsys, name):
         os.makedirs(path)
     else:
         if name == 'odd iter':
-            ckpt = make(20, format=1) | {'iter': '20'}
+            ckpt = make(20, format=FORMAT) | {'iter': '20'}
         else:
             ckpt = content(tmp_path)
         if isinstance(ckpt, bytes):
@@ -507,14 +507,15 @@ def test_none_at_all(tmp_path):
     [
         (dict(stage='tokenizer'), ["'tokenizer'", "expected 'dynamics'"]),
         (
-            dict(format=checkpoint.FORMAT + 1),
-            [f'found format {checkpoint.FORMAT + 1}', f'expected {checkpoint.FORMAT}', 'newer'],
+            dict(format=FORMAT + 1),
+            [f'found format {FORMAT + 1}', f'expected {FORMAT}', 'newer'],
         ),
+        (dict(format=1), ['found format 1', f'expected {FORMAT}', 'earlier version']),
     ],
 )
 def test_refused_without_touching_anything(tmp_path, changes, words):
     checkpoint.save(tmp_path, make(10))
-    path = write_raw(tmp_path, make(20, **{'format': 1} | changes))
+    path = write_raw(tmp_path, make(20, **{'format': FORMAT} | changes))
     assert all(w in refusal(path, 'dynamics') for w in words)
     for find in (checkpoint.latest, checkpoint.best):
         with pytest.raises(CheckpointError):

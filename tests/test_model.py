@@ -557,18 +557,36 @@ def test_groups_that_take_turns_go_on_and_those_that_do_not_do_not():
     assert torch.equal(goes_on(groups), torch.eye(5, dtype=torch.bool))
 
 
-def test_actions_that_are_left_over_share_what_no_displacement_explains():
+def test_nobody_takes_the_actions_that_are_left_over():
     m = LatentActionModel(LatentActionConfig(action_levels=(6,)))
     clips = held(96)[0]
     clips[:32] = clips[:32, :, :, 20:21, 20:21]  # the ground, and then another: a third of them
     clips[:32, 1::2] += torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(1))[0]
     m.find_motions(clips.split(16))
-    rows = m.means.unique(dim=0)
-    assert len(rows) < 6 and rows.sum(0).tolist() == [1] * 6  # each group belongs to one action
-    often = (m.means[:, None] == m.means).all(2).sum(1)  # how many actions mean the same
-    assert often.tolist().count(1) == len(rows) - 1 and often[0] == 7 - len(rows)
+    taken = m.means.any(0)
+    assert 2 < taken.sum() < 6 and (m.means.sum(1) == 1).all()  # each group is one action
+    assert m.means[0].argmax() == 0 and m.means[1:, 0].sum() == 0
+    assert (m.means.diagonal() == taken).all()  # it has the number of the first of its groups
+    p, codes, actions = m.quantise(torch.randn(500, 6, generator=torch.Generator().manual_seed(2)))
+    assert torch.allclose(p.sum(1), torch.ones(500)) and not p[:, ~taken].any()
+    assert set(actions.tolist()) == set(taken.nonzero().flatten().tolist())
     nothing = m.teach(m.motion(torch.zeros(1, m.n_shifts)))[0]
-    assert nothing[0] == nothing.max()
+    assert nothing[0] == nothing.max() and not nothing[~taken].any()
+
+
+@pytest.mark.parametrize('apart, one', [(0.4, True), (0.9, False), (1.6, False)])
+def test_what_is_one_action_whether_or_not_it_goes_on(monkeypatch, apart, one):
+    """Groups that do not follow each other: those are one that are hardly apart."""
+    def two(x, weight, first, k):
+        centres = first + torch.arange(k)[:, None] * 9 * torch.ones(1, len(first)) / len(first)
+        centres[2] = centres[1] + apart / len(first) ** 0.5
+        return centres
+
+    monkeypatch.setattr('model.k_means', two)
+    m = LatentActionModel(LatentActionConfig(action_levels=(4,)))
+    m.find_motions([held(32)[0]])
+    assert (m.means[1] == m.means[2]).all() == one
+    assert m.means[0].tolist() == [1, 0, 0, 0] and m.means[3].tolist() == [0, 0, 0, 1]
 
 
 def test_the_student_learns_from_what_the_teacher_says_of_the_neighbours():
@@ -589,7 +607,7 @@ def motion_gradient(m, clips, log_p):
     torch.manual_seed(0)
     log_p = log_p.clone().requires_grad_()
     codes = m.codes(torch.zeros(len(log_p), dtype=torch.long))
-    m.quantise = lambda z: (log_p, codes, z.argmax(1))
+    m.quantise = lambda z: (log_p.exp(), codes, z.argmax(1))
     m(clips)[0].backward()
     return log_p.grad.view(len(clips), -1, m.n_actions)
 

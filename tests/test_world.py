@@ -10,7 +10,7 @@ from launch import dataset_of, recording, refused, run
 
 import data
 from training import checkpoint
-from world import Encoded, load_stage, load_world, other_data
+from world import Encoded, goes_on_elsewhere, load_stage, load_world, other_data
 
 
 def seen_so(tokens, actions, stride, episode_starts=(0,)):
@@ -18,6 +18,7 @@ def seen_so(tokens, actions, stride, episode_starts=(0,)):
     encoded = object.__new__(Encoded)
     encoded.frame_stride, encoded.tokenizer = stride, SimpleNamespace(n_tokens=tokens.shape[1])
     encoded.changes = (tokens[stride:] != tokens[:-stride]).sum(1)
+    encoded.elsewhere = np.zeros(len(encoded.changes), bool)
     encoded.actions, encoded.n_actions = np.array(actions), 8
     encoded.recording = SimpleNamespace(episode_starts=np.array(episode_starts))
     return encoded
@@ -74,6 +75,29 @@ def test_where_nothing_changes_a_key_is_held_or_none_is(stride):
             past -= stride
         assert found[t] == actions[past]
     assert len(held) > 500
+
+
+def test_what_goes_on_away_from_where_something_was_done():
+    """Who plays walks along the upper row; in the lower right corner somebody stirs by himself."""
+    differs = np.zeros((30, 4, 6), bool)
+    for t in (0, 1, 2, 3, 12, 13, 20):
+        differs[t, 0, t % 6:t % 6 + 2] = True
+    differs[[3, 5, 7, 8, 9, 25], 3, 5] = True  # at first while he walks
+    found = goes_on_elsewhere(differs.reshape(30, 24), (4, 6), np.array([0, 20]))
+    # the frames 7 to 9 touch what changed just before, and in 12 nobody has walked for long
+    assert np.flatnonzero(found).tolist() == [12, 25]
+    found = goes_on_elsewhere(differs[:7].reshape(7, 24), (4, 6), np.array([0]))
+    assert not found.any(), 'he was there three changes ago'
+
+
+def test_what_goes_on_elsewhere_is_no_key_and_hides_none():
+    tokens = np.arange(8)[:, None] * np.ones((1, 2), int)
+    actions = np.array([3, 3, 3, 5, 3, 3, 3, 3])
+    tokens[5:] -= 1  # nothing changes from frame 4 to 5
+    encoded = seen_so(tokens, actions, 1)
+    encoded.elsewhere[3] = True
+    found = encoded.held(actions)
+    assert found[:4].tolist() == [3, 3, 3, 8] and found[4] in (3, 8), 'held is what was held before'
 
 
 @pytest.mark.slow

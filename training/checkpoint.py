@@ -20,7 +20,7 @@ import configurator
 from files import DiskError, free_space, printable, replacing
 from training import ranks
 
-FORMAT = 1
+FORMAT = 2  # of 1 the same weights made other tokens and other actions
 REQUIRED = ('format', 'stage', 'iter', 'config', 'model_args', 'model', 'optimizer', 'guard',
             'metrics', 'data_id', 'parents')
 # settings that decide what is trained; the rest may change on resume, and do at once
@@ -326,11 +326,14 @@ def load(path, stage=None):
     try:
         with open(path, 'rb') as f:
             ckpt = read(f)
-        # these two first: a newer format may have other keys, and neither says anything against
+        # these two first: another format may have other keys, and neither says anything against
         # the file
-        if isinstance(ckpt.get('format'), int) and ckpt['format'] > FORMAT:
-            raise CheckpointError(path, f'found format {ckpt["format"]}, expected {FORMAT}',
-                                  'a newer version wrote it: update this one')
+        found = ckpt.get('format')
+        if isinstance(found, int) and found != FORMAT:
+            cure = 'an earlier version wrote it, and plays it; with this one train it anew'
+            if found > FORMAT:
+                cure = 'a newer version wrote it: update this one'
+            raise CheckpointError(path, f'found format {found}, expected {FORMAT}', cure)
         if stage is not None and ckpt.get('stage', stage) != stage:
             raise CheckpointError(path, f'found stage {ckpt["stage"]!r}, expected {stage!r}')
         check_content(ckpt, os.path.getsize(path))
@@ -390,7 +393,7 @@ def expect_config(ckpt, config, allowed=()):
 def latest(folder, stage=None):
     """
     The newest good checkpoint of folder, to resume from. Damaged newer ones are renamed to .bad, so
-    that they neither shadow nor push out good ones; a wrong stage or a newer format stops at once
+    that they neither shadow nor push out good ones; a wrong stage or another format stops at once
     and touches nothing. For the master process only. Raises CheckpointError if none is usable.
     """
     start = f'start with: python {stage or "STAGE"}.py config/NAME.py --init_from=scratch'
