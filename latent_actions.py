@@ -136,7 +136,7 @@ def picture():
     clip = data.clips(frames, data.draw(starts['val'], 8, seed), seq_len, frame_stride, device)
     rows, labels = [clip[:, 0], clip[:, 1]], ['before', 'after']
     with ctx:
-        for action in range(raw_model.n_actions):
+        for action in range(raw_model.n_used):
             codes = raw_model.codes(torch.full((len(clip), 1), action, device=device))
             rows.append(raw_model.predict(clip[:, :1], codes)[:, 0].clamp(-1, 1))
             labels.append(f'action {action}')

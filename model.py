@@ -471,6 +471,11 @@ class LatentActionModel(nn.Module):
         self.to_patch = nn.Linear(c.n_embd, patch)
         init_weights(self)
 
+    @property
+    def n_used(self):
+        """Actions are numbers below this one, of n_actions that there might have been."""
+        return int(self.means.any(0).sum())
+
     @staticmethod
     def shrunk(clip):
         """(B,T,C,H,W) -> (B,T,C,h,w), about 64 pixels a side: enough to see what is done."""
@@ -572,13 +577,13 @@ class LatentActionModel(nn.Module):
         # like groups that take turns are one key that is held; unlike ones, or what is as like what
         # no displacement explains, are two that are pressed in turns. Nobody takes the actions that
         # this leaves over: the decoder would have them tell which way a sword points, which it can
-        # see in frame t
+        # see in frame t. Numbers without a gap, for later stages know of no others
         groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
         apart = torch.cdist(centres, centres)
         alike = apart < torch.minimum(apart[0], apart[:, :1]).clamp(max=1)
         same = goes_on(groups * moving) & alike | (apart < 0.5)
         same[0, 1:] = same[1:, 0] = False
-        self.means.copy_(self.codes(same.int().argmax(1)))
+        self.means.copy_(self.codes(same.int().argmax(1).unique(return_inverse=True)[1]))
         self.agree()
 
     @torch.no_grad()
@@ -655,7 +660,7 @@ class LatentActionModel(nn.Module):
         return (actions[..., None] == torch.arange(self.n_actions, device=actions.device)).float()
 
     def encode(self, clip):
-        """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_actions)."""
+        """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_used)."""
         B, T = clip.shape[:2]
         after, changed, motion, explained = self.look(clip)
         actions = self.quantise(self.latents(after, changed, motion))[2].view(B, T - 1)

@@ -236,7 +236,7 @@ def taken_actions(source, action_model, clip, recording, picks):
     changes none, which is number n_actions. source: its `action_source`."""
     if source == 'latent':
         same = (clip[:, 1:] == clip[:, :-1]).flatten(2).all(2)
-        return action_model.encode(clip).masked_fill(same, action_model.n_actions)
+        return action_model.encode(clip).masked_fill(same, action_model.n_used)
     if source == 'labels':
         index = picks[:, None] + np.arange(clip.size(1) - 1)
         return torch.from_numpy(recording.actions[index]).to(clip.device)
@@ -418,7 +418,7 @@ class Encoded:
             self.actions = latent_actions(recording, out_dir, self.action_model,
                                           self.parents['latent_actions'], frame_stride, ctx, dtype,
                                           device)
-            self.n_actions = self.action_model.n_actions
+            self.n_actions = self.action_model.n_used
         elif action_source == 'labels':
             self.actions = recording.actions.astype(np.int32)
             self.n_actions = int(recording.actions.max()) + 1

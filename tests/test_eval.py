@@ -52,7 +52,7 @@ class Oracle:
     """
 
     def __init__(self, recording, frames, obeys=True):
-        self.n_actions = 6
+        self.n_used = 6
         self.config = SimpleNamespace(n_actions=6, seq_len=CONTEXT + 1, n_classes=0)
         self.recording, self.tokenizer, self.obeys = recording, frames, obeys
         self.place = {f.tobytes(): t for t, f in enumerate(recording.frames)}

@@ -108,9 +108,7 @@ def test_fsq_round_trip_for_every_token(levels):
     codes = fsq.codes(every)
     assert codes.shape == (math.prod(levels), len(levels)) and codes.abs().max() <= 1
     assert len(torch.unique(codes, dim=0)) == fsq.vocab_size
-    z = (
-        torch.logit(((codes + 1) / 2).clamp(0.01, 0.99)) / 2
-    )  # latents that lie in the middle of each code's cell
+    z = torch.logit(((codes + 1) / 2).clamp(0.01, 0.99))  # in the middle of each code's cell
     again, back = fsq(z)
     assert torch.equal(back, every)
     assert torch.allclose(again, codes, atol=1e-6)
@@ -564,9 +562,9 @@ def test_nobody_takes_the_actions_that_are_left_over():
     clips[:32, 1::2] += torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(1))[0]
     m.find_motions(clips.split(16))
     taken = m.means.any(0)
-    assert 2 < taken.sum() < 6 and (m.means.sum(1) == 1).all()  # each group is one action
+    assert 2 < m.n_used < 6 and (m.means.sum(1) == 1).all()  # each group is one action
+    assert taken.tolist() == [True] * m.n_used + [False] * (6 - m.n_used)
     assert m.means[0].argmax() == 0 and m.means[1:, 0].sum() == 0
-    assert (m.means.diagonal() == taken).all()  # it has the number of the first of its groups
     p, codes, actions = m.quantise(torch.randn(500, 6, generator=torch.Generator().manual_seed(2)))
     assert torch.allclose(p.sum(1), torch.ones(500)) and not p[:, ~taken].any()
     assert set(actions.tolist()) == set(taken.nonzero().flatten().tolist())
@@ -586,7 +584,7 @@ def test_what_is_one_action_whether_or_not_it_goes_on(monkeypatch, apart, one):
     m = LatentActionModel(LatentActionConfig(action_levels=(4,)))
     m.find_motions([held(32)[0]])
     assert (m.means[1] == m.means[2]).all() == one
-    assert m.means[0].tolist() == [1, 0, 0, 0] and m.means[3].tolist() == [0, 0, 0, 1]
+    assert m.means[0].tolist() == [1, 0, 0, 0] and m.means[3].argmax() == m.n_used - 1 == 3 - one
 
 
 def test_the_student_learns_from_what_the_teacher_says_of_the_neighbours():
@@ -791,7 +789,7 @@ def first_losses(which):
 
 
 GOLDEN = {
-    'tokenizer': (6.5044, 2.88679),
+    'tokenizer': (6.55012, 2.56108),
     'latent_actions': (2.35926, 1.01522),
     'dynamics': (4.70041, 3.48812),
 }
