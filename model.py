@@ -670,7 +670,7 @@ class LatentActionModel(nn.Module):
         everything, nothing = torch.ones_like(frames[:, :1]), motion.new_zeros(B * T, self.n_slow)
         p = self.quantise(self.latents(frames, everything, nothing))[0]
         p, way = p.view(B, T, -1).max(2)
-        turns = (way[:, 1:] != way[:, :-1]) & (torch.minimum(p[:, 1:], p[:, :-1]) > 0.8)
+        turns = (way[:, 1:] != way[:, :-1]) & (torch.minimum(p[:, 1:], p[:, :-1]) > 0.5)
         turns &= explained.view(B, T - 1) < 0.5
         return torch.where(turns, way[:, 1:], actions)
 

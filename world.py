@@ -519,7 +519,7 @@ class Encoded:
 
     def action_names(self, action_source):
         """
-        What each action is called, where the dataset says: the label of two thirds of its
+        What each action is called, where the dataset says: the label of more than half of its
         transitions in which something changed. Two actions of one name are told apart by number,
         the more frequent first; '' for a rare one or a mixture of labels. For the keys of those who
         play and for eval.py; no weight is trained on it.
@@ -537,7 +537,7 @@ class Encoded:
         used = []
         for action in counts.max(1).argsort()[::-1]:
             word, most = words[counts[action].argmax()], counts[action].max()
-            if most > max(2 / 3 * counts[action].sum(), 0.005 * counts.sum()):
+            if most > max(0.5 * counts[action].sum(), 0.005 * counts.sum()):
                 names[action] = f'{word} {used.count(word) + 1}' if word in used else word
                 used.append(word)
         return names
