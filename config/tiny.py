@@ -17,4 +17,4 @@ n_head, n_embd = 4, 128
 
 tokenizer = dict(max_iters=3000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
 latent_actions = dict(max_iters=200, learning_rate=3e-3, total_batch_size=32, device_batch_size=32)
-dynamics = dict(max_iters=6500, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)
+dynamics = dict(max_iters=8000, learning_rate=5e-3, total_batch_size=8, device_batch_size=8)

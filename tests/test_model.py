@@ -120,6 +120,39 @@ def test_fsq_passes_the_gradient_through_the_rounding():
     assert (z.grad > 0).all()
 
 
+def pull_of_patches(clip, error):
+    """The gradient of the tokenizer's loss at what it draws, of a pixel of each patch (B,T,N), if
+    it draws each pixel of a clip (B,T,3,8,8) wrong by `error`, of the same shape."""
+    m = Tokenizer(TokenizerConfig(8, 8, 4, (4, 4), n_head=1, n_embd=16)).train()
+    drawn = (clip + error).requires_grad_()
+    m.pixels = lambda codes: drawn
+    m(clip)[0].backward()
+    return patchify(drawn.grad, 4)[..., 0].abs()
+
+
+def test_the_worse_a_patch_is_drawn_the_more_it_weighs():
+    """Not only by its error, twice as large in one patch, but by a weight that grows with it."""
+    clip, error = torch.zeros(2, 2, 3, 8, 8), torch.full((2, 2, 3, 8, 8), 0.1)
+    error[0, 0, :, :4, :4] = 0.2
+    pull = pull_of_patches(clip, error)
+    mean = (0.2 ** 2 + 7 * 0.1 ** 2) / 8  # of the clip
+    weights = [0.1 + 0.9 * (e ** 2 / mean) ** 0.5 for e in (0.1, 0.2)]
+    assert (pull[0, 0, 0] / pull[0, 0, 1]).item() == pytest.approx(2 * weights[1] / weights[0])
+    # of a clip that is drawn evenly each patch weighs 1, whatever the others of the batch are
+    assert torch.allclose(pull[1], pull[0, 0, 1] / weights[0])
+    error[0, 0, :, :4, :4] = 0.9
+    assert torch.allclose(pull_of_patches(clip, error)[1], pull[1])
+
+
+def test_what_moves_weighs_six_times_as_much():
+    clip, error = torch.zeros(1, 2, 3, 8, 8), torch.full((1, 2, 3, 8, 8), 0.1)
+    clip[:, 1, :, :4, :4] = 1
+    pull = pull_of_patches(clip, error)
+    worse = [(e / (0.01 * (2 * 6 + 6) / 8)) ** 0.5 for e in (0.06, 0.01)]
+    expected = 6 * (0.1 + 0.9 * worse[0]) / (0.1 + 0.9 * worse[1])
+    assert (pull[0, :, 0] / pull[0, :, 1]).tolist() == pytest.approx([expected] * 2)
+
+
 # -----------------------------------------------------------------------------
 # causality: what comes later must not be seen
 
