@@ -86,9 +86,9 @@ def test_a_bad_checkpoint_of_this_project(tmp_path, logs, kind, words):
         damage(path, kind)
     else:
         nan = {'w': torch.full((2,), math.nan)}
-        contents = {'empty_dict': {}, 'nan': state(format=1, model=nan),
-                    'no_optimizer': state(format=1, iter=7000, optimizer=[]),
-                    'pickle': state(format=1, config=Payload(touched))}
+        contents = {'empty_dict': {}, 'nan': state(format=checkpoint.FORMAT, model=nan),
+                    'no_optimizer': state(format=checkpoint.FORMAT, iter=7000, optimizer=[]),
+                    'pickle': state(format=checkpoint.FORMAT, config=Payload(touched))}
         torch.save(contents[kind], path)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     code, text, _ = run(folder)
