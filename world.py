@@ -370,19 +370,19 @@ def goes_on_elsewhere(differs, grid, episode_starts):
     n, (h, w) = len(differs), grid
     moves = np.flatnonzero(differs.any(1))
     episode = np.searchsorted(episode_starts, moves, 'right')
-    wide = np.pad(differs[moves].reshape(-1, h, w), ((0, 0), (1, 1), (1, 1)))
-    near = np.zeros((len(moves), h, w), bool)
+    changed = differs[moves].reshape(-1, h, w)
+    wide = np.pad(changed, ((0, 0), (1, 1), (1, 1)))
+    near = np.zeros_like(changed)
     for y in range(3):
         for x in range(3):
             near |= wide[:, y:y + h, x:x + w]
-    past, touched = np.zeros((2, len(moves)), bool)  # is there any? does it touch it?
+    apart = np.zeros(len(moves), bool)
+    apart[1:] = episode[1:] == episode[:-1]  # what is the first of its episode has no trail
     for k in range(1, 4):
-        same_episode = episode[k:] == episode[:-k]
-        touches = (wide[k:, 1:-1, 1:-1] & near[:-k]).any((1, 2))
-        past[k:] |= same_episode
-        touched[k:] |= same_episode & touches
+        touches = (changed[k:] & near[:-k]).any((1, 2))
+        apart[k:] &= ~(touches & (episode[k:] == episode[:-k]))
     found = np.zeros(n, bool)
-    found[moves] = past & ~touched
+    found[moves] = apart
     return found
 
 
@@ -431,27 +431,27 @@ class Encoded:
         if action_source == 'latent':
             c = self.tokenizer.config
             grid = c.height // c.patch_size, c.width // c.patch_size
-            self.elsewhere = goes_on_elsewhere(differs, grid, recording.episode_starts)
-            self.actions = self.held(self.actions)
+            elsewhere = goes_on_elsewhere(differs, grid, recording.episode_starts)
+            self.actions = self.held(self.actions, elsewhere)
             if (self.actions == self.n_actions).mean() > 0.01:
                 self.idle = self.n_actions
         self.all_tokens = data.to_device(self.tokens, device)
         self.all_actions = data.to_device(self.actions, device)
 
-    def held(self, actions):
+    def held(self, actions, elsewhere):
         """
         Where nothing changes, nothing tells what was pressed. For half of such transitions it is
         taken to be the action of the step before, as of one who goes on against a wall; for the
         others, and where an episode begins so, none, number n_actions, as of one who stands. None,
-        too, where something changes elsewhere. So a world learns what walls are, and that without
-        a key it goes on and he who plays stands (RECORDS.md).
+        too, where what changes does so `elsewhere` (n,). So a world learns what walls are, and that
+        without a key it goes on and he who plays stands (RECORDS.md).
         """
         actions, stride = actions.copy(), self.frame_stride
-        same = np.flatnonzero((self.changes == 0) | self.elsewhere)
+        same = np.flatnonzero((self.changes == 0) | elsewhere)
         first = np.searchsorted(self.recording.episode_starts, same, 'right') - 1
         begins = same - stride < self.recording.episode_starts[first]
         half = np.random.default_rng(14).random(len(same)) < 0.5
-        stands = begins | half | self.elsewhere[same]
+        stands = begins | half | elsewhere[same]
         last = actions.copy()  # what was pressed last, in each place
         for t, no_past, none in zip(same, begins, stands):
             last[t] = self.n_actions if no_past else last[t - stride]

@@ -18,7 +18,6 @@ def seen_so(tokens, actions, stride, episode_starts=(0,)):
     encoded = object.__new__(Encoded)
     encoded.frame_stride, encoded.tokenizer = stride, SimpleNamespace(n_tokens=tokens.shape[1])
     encoded.changes = (tokens[stride:] != tokens[:-stride]).sum(1)
-    encoded.elsewhere = np.zeros(len(encoded.changes), bool)
     encoded.actions, encoded.n_actions = np.array(actions), 8
     encoded.recording = SimpleNamespace(episode_starts=np.array(episode_starts))
     return encoded
@@ -62,7 +61,7 @@ def test_where_nothing_changes_a_key_is_held_or_none_is(stride):
     tokens = np.stack([place.cumsum(), 0 * place], 1)
     actions, episode_starts = rng.integers(8, size=n), [0, 1000, 1001]
     encoded = seen_so(tokens, actions, stride, episode_starts)
-    found = encoded.held(actions)
+    found = encoded.held(actions, np.zeros(n - stride, bool))
     same, none = encoded.changes == 0, found[:-stride] == 8
     assert (found[:-stride][~same] == actions[:-stride][~same]).all()
     assert 0.45 < none[same].mean() < 0.6
@@ -95,8 +94,7 @@ def test_what_goes_on_elsewhere_is_no_key_and_hides_none():
     actions = np.array([3, 3, 3, 5, 3, 3, 3, 3])
     tokens[5:] -= 1  # nothing changes from frame 4 to 5
     encoded = seen_so(tokens, actions, 1)
-    encoded.elsewhere[3] = True
-    found = encoded.held(actions)
+    found = encoded.held(actions, np.arange(7) == 3)
     assert found[:4].tolist() == [3, 3, 3, 8] and found[4] in (3, 8), 'held is what was held before'
 
 
