@@ -1,7 +1,7 @@
 """
 A recording as batches: load, split, windows, draw, clips. And where one is made and checked:
 
-    python data.py game  data/tiny.h5 --n_frames=20000  # the built-in game, with true action labels
+    python data.py game  data/tiny.h5 --n_frames=60000  # the built-in game, with true action labels
     python data.py game  data/hunt.h5 --player=hunter [--stick=True]  # by one who has an aim
     python data.py video play.mp4 data/zelda.h5 --size=128 --fps=15 [--labels=labels.npz] [--pad]
     python data.py gym   ALE/Pong-v5 data/pong.h5 --frame_skip=4 --pad  # a game of gymnasium's
@@ -15,6 +15,7 @@ built-in game knows about itself).
 Exit codes: 0 done, 2 command line, 3 the data is wrong, 7 the disk is full or cannot be written.
 """
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -274,19 +275,31 @@ def cached(path, n, compute):
     if not os.path.exists(path):
         bar = tqdm(list(parts)[rank::world_size], first_word(path), unit_scale=1024,
                    unit=' frames', leave=False, disable=rank > 0 or None)
-        for a in bar:
-            if not os.path.exists(parts[a]):
-                compute_part(parts[a], np.arange(a, min(a + 1024, n)), compute)
+        with unless_made(path):
+            for a in bar:
+                if not (os.path.exists(parts[a]) or os.path.exists(path)):
+                    compute_part(parts[a], np.arange(a, min(a + 1024, n)), compute)
         ranks.barrier()
         if rank == 0:
-            join_parts(list(parts.values()), path, n)
-            remove_older(path)
+            with unless_made(path):
+                join_parts(list(parts.values()), path, n)
+                remove_older(path)
         ranks.barrier()
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path}: found a damaged file ({one_line(e)}), expected an array\n'
                         '  cure: remove it; it is made again') from e
+
+
+@contextlib.contextmanager
+def unless_made(path):
+    """Another process that makes the same file may be first, and remove the parts."""
+    try:
+        yield
+    except (DiskError, FileNotFoundError):
+        if not os.path.exists(path):
+            raise
 
 
 def first_word(path):
@@ -328,7 +341,7 @@ def remove_older(path):
 PLAYERS = {'wanderer': game.Player, 'hunter': hunter.Hunter}
 
 
-def make_game(path, n_frames=20_000, seed=0, layout=0, player='wanderer', stick=False):
+def make_game(path, n_frames=60_000, seed=0, layout=0, player='wanderer', stick=False):
     """Records the built-in game into the h5 file `path`. stick: with three numbers for actions, not
     keys."""
     recording = game.record(n_frames, seed, layout, player=PLAYERS[player], stick=stick)
@@ -471,7 +484,7 @@ def parse_command_line():
     commands = parser.add_subparsers(dest='command', required=True)
     p = commands.add_parser('game', help='record the built-in game')
     p.add_argument('path')
-    p.add_argument('--n_frames', type=int, default=20_000)
+    p.add_argument('--n_frames', type=int, default=60_000)
     p.add_argument('--seed', type=int, default=0, help='of the player')
     p.add_argument('--layout', type=int, default=0, help='which world; of a hunter the first')
     p.add_argument('--player', choices=PLAYERS, default='wanderer',

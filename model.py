@@ -398,16 +398,35 @@ def k_means(x, weight, first, k, tries=4, rounds=40):
     return chosen
 
 
-def goes_on(groups):
-    """Groups that transitions are in, (n,T,k), 1 or 0 -> (k,k) bool: are two of them neighbours
-    half as often again as by chance, and each its own at least as often? Each with itself, too."""
+def take_turns(groups):
+    """Groups that transitions are in, (n,T,k), 1 or 0 -> how often two of them are neighbours in
+    time, each pair in both orders, (k,k), and how often that is beside chance (k,k)."""
     follows = groups[:, :-1].flatten(0, 1).T @ groups[:, 1:].flatten(0, 1)
     follows = follows + follows.T
     by_chance = follows.sum(0) * follows.sum(1, keepdim=True) / follows.sum().clamp(min=1)
-    often = follows / by_chance.clamp(min=1e-6)
-    own = often.diagonal()
-    both = (often > 1.5) & (often <= torch.minimum(own, own[:, None]))
-    return both | torch.eye(len(follows), dtype=torch.bool)
+    return follows, follows / by_chance.clamp(min=1e-6)
+
+
+def keys_of(follows, often, centres):
+    """
+    What take_turns says of groups and their centres (k,d), of which the first is of what no
+    displacement explains -> which key each is (k,), the number of one of the groups.
+
+    Two are one key that is held where they take turns half as often again as by chance, and each
+    goes on at least as often as that, if they are nearer to each other than to the first; or where
+    they are hardly apart. Else they are two that are pressed in turns. A group that does not go on
+    at all, nor takes turns with one in its direction, is nobody's key: what k-means has left over.
+    """
+    own, itself = often.diagonal(), torch.eye(len(often), dtype=torch.bool)
+    takes_turns = (often > 1.5) & ~itself
+    held = takes_turns & (often <= torch.minimum(own, own[:, None]))
+    apart = torch.cdist(centres, centres)
+    same = held & (apart < torch.minimum(apart[0], apart[:, :1])) | (apart < 0.5) | itself
+    same[0, 1:] = same[1:, 0] = False
+    way = F.normalize(centres - centres[0], dim=1)
+    has_partner = (takes_turns & (way @ way.T > 0.5)).any(1)
+    left_over = (follows.diagonal() <= 0.2 * follows.sum(1)) & ~has_partner
+    return same.int().argmax(1).masked_fill(left_over, 0)
 
 
 class LatentActionModel(nn.Module):
@@ -480,6 +499,8 @@ class LatentActionModel(nn.Module):
     def shrunk(clip):
         """(B,T,C,H,W) -> (B,T,C,h,w), about 64 pixels a side: enough to see what is done."""
         s = max(1, round(min(clip.shape[-2:]) / 64))
+        if s == 1:
+            return clip
         small = F.avg_pool2d(clip.flatten(0, 1), s)
         return small.view(*clip.shape[:3], *small.shape[-2:])
 
@@ -574,16 +595,12 @@ class LatentActionModel(nn.Module):
         # exp(4xc - 2cc). So where a motion has got two groups, the student may say either
         self.teacher[:-1] = 4 * (importance * centres).T
         self.teacher[-1] = -2 * centres.square().sum(1)
-        # like groups that take turns are one key that is held; unlike ones, or what is as like what
-        # no displacement explains, are two that are pressed in turns. Nobody takes the actions that
-        # this leaves over: the decoder would have them tell which way a sword points, which it can
-        # see in frame t. Numbers without a gap, for later stages know of no others
+        # groups that are one key are one action: else the decoder would have them tell which way a
+        # sword points, which it can see in frame t. Numbers without a gap, for later stages know of
+        # no others
         groups = self.codes(torch.cdist(points, centres).argmin(1)).view(*moving.shape[:2], -1)
-        apart = torch.cdist(centres, centres)
-        alike = apart < torch.minimum(apart[0], apart[:, :1]).clamp(max=1)
-        same = goes_on(groups * moving) & alike | (apart < 0.5)
-        same[0, 1:] = same[1:, 0] = False
-        self.means.copy_(self.codes(same.int().argmax(1).unique(return_inverse=True)[1]))
+        keys = keys_of(*take_turns(groups * moving), centres)
+        self.means.copy_(self.codes(keys.unique(return_inverse=True)[1]))
         self.agree()
 
     @torch.no_grad()
@@ -663,16 +680,23 @@ class LatentActionModel(nn.Module):
         """(B,T,C,H,W) -> actions (B,T-1) int64 in [0,n_used)."""
         B, T = clip.shape[:2]
         after, changed, motion, explained = self.look(clip)
-        actions = self.quantise(self.latents(after, changed, motion))[2].view(B, T - 1)
-        # who turns against a wall moves nowhere. But whole frames tell where those look who walk,
-        # and if that is another way than before, it is the key of that way
-        frames = self.shrunk(clip).flatten(0, 1)
-        everything, nothing = torch.ones_like(frames[:, :1]), motion.new_zeros(B * T, self.n_slow)
-        p = self.quantise(self.latents(frames, everything, nothing))[0]
-        p, way = p.view(B, T, -1).max(2)
-        turns = (way[:, 1:] != way[:, :-1]) & (torch.minimum(p[:, 1:], p[:, :-1]) > 0.5)
-        turns &= explained.view(B, T - 1) < 0.5
-        return torch.where(turns, way[:, 1:], actions)
+        actions = self.quantise(self.latents(after, changed, motion))[2]
+        # who turns against a wall moves nowhere, and no displacement leads to a new screen. But
+        # whole frames tell where those look who walk, and if that is another way than before, or
+        # the screen is another, it is the key of that way; not where what moves tells more
+        still = self.teach(self.motion(torch.zeros_like(self.mean_shifts[None]))).argmax()
+        unclear = (explained < 0.5) | (actions == still)
+        pairs = torch.stack([clip[:, :-1], clip[:, 1:]], 2).flatten(0, 1)[unclear]
+        frames = self.shrunk(pairs).flatten(0, 1)
+        everything, nothing = torch.ones_like(frames[:, :1]), motion.new_zeros(1, self.n_slow)
+        p = self.quantise(self.latents(frames, everything, nothing.expand(len(frames), -1)))[0]
+        p[:, still] = 0
+        p, way = F.normalize(p, 1, 1).view(-1, 2, self.n_actions).max(2)
+        turns = (way[:, 1] != way[:, 0]) & (p.amin(1) > 0.5)
+        enters = (actions[unclear] == still) & (changed[unclear].mean((1, 2, 3)) > 0.3)
+        enters &= p[:, 1] > 0.9
+        actions[unclear] = torch.where(turns | enters, way[:, 1], actions[unclear])
+        return actions.view(B, T - 1)
 
     def predict(self, clip, codes):
         """`next_frames` for those outside: with FSDP their call gathers the weights first."""
@@ -744,7 +768,7 @@ class DynamicsConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
-    corrupt: float = 0.1  # up to this fraction of the past's tokens are replaced by random ones
+    corrupt: float = 0.1  # up to this fraction of the past's tokens are replaced by others
 
 
 class Dynamics(nn.Module):
@@ -761,6 +785,7 @@ class Dynamics(nn.Module):
     """
 
     changed_weight = 16  # of the tokens that change from the last frame to the new one, together
+    doubt = 0.05  # how likely one of the tokens that are drawn together may be wrong
 
     def __init__(self, config):
         super().__init__()
@@ -833,7 +858,10 @@ class Dynamics(nn.Module):
         if self.training and c.corrupt:
             noise = torch.rand_like(past, dtype=torch.float32)
             rate = c.corrupt * torch.rand(B, T - 1, 1, device=tokens.device)
-            past = torch.where(noise < rate, torch.randint_like(past, c.vocab_size), past)
+            # half of them by those of another clip: a dream can mix two heroes, or two screens
+            other = torch.where(noise < rate / 2, past.roll(1, 0),
+                                torch.randint_like(past, c.vocab_size))
+            past = torch.where(noise < rate, other, past)
         n_masked = self.n_masked(B, torch.randperm(B, device=tokens.device))
         mask = torch.rand(B, N, device=tokens.device).argsort(-1) < n_masked[:, None]
         frame = target.masked_fill(mask, c.vocab_size)
@@ -883,9 +911,7 @@ class Dynamics(nn.Module):
 
         tokens (B,T,N): the context. actions (B,T-1+n): those between the context's frames, then one
         for each new frame. temperature divides the logits; 0 takes the most likely token. Returns
-        (B,T+n,N). Each step draws a random part of the hidden tokens, by the cosine schedule: few
-        first, all that are left in the last. (Keeping the most confident ones copies the last
-        frame: what does not move is always surest.)
+        (B,T+n,N). maskgit_steps: looks at a frame, at most.
         """
         c = self.config
         # of a past that is too short the first frame is repeated
@@ -896,21 +922,35 @@ class Dynamics(nn.Module):
             window = slice(t - c.seq_len + 1, t)
             past = self.past(tokens[:, window], actions[:, window])
             frame = torch.full_like(tokens[:, 0], c.vocab_size)
-            order = torch.rand(frame.shape, device=frame.device, generator=generator).argsort(-1)
-            shown = 0
+            luck = torch.rand(frame.shape, device=frame.device, generator=generator)
             for step in range(maskgit_steps):
+                if not (frame == c.vocab_size).any():
+                    break
+                logits = self.logits(self.trunk(past, frame))
                 hidden_share = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)  # after this step
                 n_hidden = math.floor(hidden_share * c.n_tokens + 1e-6)
-                places = order[:, shown:c.n_tokens - n_hidden]  # (B,k)
-                shown += places.size(1)
-                if not places.size(1):  # there are more steps than tokens
-                    continue
-                x = self.trunk(past, frame)
-                x = x.gather(1, places[..., None].expand(-1, -1, c.n_embd))
-                guess = self.sample(self.logits(x), temperature, generator)
-                frame = frame.scatter(1, places, guess)
+                drawn = self.to_draw(frame, logits, n_hidden, luck)
+                frame = torch.where(drawn, self.sample(logits, temperature, generator), frame)
             tokens = torch.cat([tokens, frame[:, None]], 1)
         return tokens[:, missing:]
+
+    def to_draw(self, frame, logits, n_hidden, luck):
+        """
+        Which hidden tokens of the frame (B,N) are drawn next (B,N) bool, so that n_hidden stay.
+
+        The surest, of which hardly ever one is wrong (`doubt`), and one more; if that is not
+        enough, others as luck (B,N) has it, the least first. So the ground stands after one look,
+        and tokens that have to agree, of a hero or of a new screen, are drawn one after the other.
+        (Like the entropy bound of Ben-Hamu et al. 2025, arXiv:2505.24857. Only the surest would
+        copy the last frame: what does not move is always surest.)
+        """
+        hidden = frame == self.config.vocab_size
+        wrong = 1 - logits.softmax(-1).amax(-1).prod(-1)  # the probability that the likeliest is
+        wrong, order = wrong.masked_fill(~hidden, 1).sort(1)
+        sure = torch.zeros_like(hidden).scatter(1, order, wrong.cumsum(1) - wrong <= self.doubt)
+        n = torch.maximum(sure.sum(1), hidden.sum(1) - n_hidden)
+        luck = luck.masked_fill(sure, -1).masked_fill(~hidden, 2)
+        return hidden & (luck.argsort(1).argsort(1) < n[:, None])
 
     def sample(self, logits, temperature, generator):
         """logits (B,k,n_digits,base) -> tokens (B,k)."""
@@ -1552,12 +1592,11 @@ def policy_flops(model, B, T=None):
 
 
 def sample_flops(tokenizer, dynamics, B, maskgit_steps):
-    """One frame of B rollouts: every step that reveals a token looks at all; the head sees each
-    once; then the decoder."""
+    """One frame of B rollouts, where nothing is ever sure: every step that reveals a token looks at
+    all; then the decoder."""
     c, t = dynamics.config, tokenizer.config
     N, D, E = c.n_tokens, c.n_embd, t.n_embd
-    n_hidden = {math.floor(math.cos(math.pi / 2 * i / maskgit_steps) * N + 1e-6)
-                for i in range(maskgit_steps + 1)}
-    blocks = (len(n_hidden) - 1) * c.n_layer * block_flops(D, N)
+    looks = min(maskgit_steps, N)
+    look = c.n_layer * block_flops(D, N) + D * dynamics.head.out_features
     decode = decoder_flops(tokenizer) + len(t.levels) * E + 3 * t.patch_size ** 2 * E
-    return 2 * B * N * (blocks + D * dynamics.head.out_features + decode)
+    return 2 * B * N * (looks * look + decode)

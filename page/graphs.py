@@ -167,7 +167,7 @@ def page(tokenizer, dynamics, facts, starts, licence):
     parts = {**graphs(tokenizer, dynamics), **runtime()}
     c = dynamics.config
     facts = {**facts, 'n_tokens': c.n_tokens, 'vocab_size': c.vocab_size, 'base': dynamics.base,
-             'n_digits': dynamics.n_digits, 'n_embd': c.n_embd,
+             'n_digits': dynamics.n_digits, 'n_embd': c.n_embd, 'doubt': dynamics.doubt,
              'temporal': tokenizer.config.temporal,
              'starts': [dict(tokens=t.flatten().tolist(), actions=a.tolist())
                         for t, a in zip(*starts)]}

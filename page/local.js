@@ -83,22 +83,40 @@ function sample(logits, first, base, temperature, state) {
   return Math.min(base - 1, below.findIndex(v => v > u))
 }
 
+// 1 - the probability that all digits of a token are the likeliest ones
+function wrong(logits, place, base, n_digits) {
+  let right = 1
+  for (let digit = 0; digit < n_digits; digit++) {
+    const some = logits.subarray((place * n_digits + digit) * base).subarray(0, base)
+    const top = some.reduce((a, b) => Math.max(a, b))
+    right /= some.reduce((sum, logit) => sum + Math.exp(logit - top), 0)
+  }
+  return 1 - right
+}
+
+// Of the hidden places those that are drawn next, so that nHidden stay: model.py's to_draw
+function toDraw(hidden, logits, nHidden, luck, {base, n_digits, doubt}) {
+  const found = hidden.map(place => [wrong(logits, place, base, n_digits), place])
+  found.sort((a, b) => a[0] - b[0])
+  let before = 0
+  const isSure = found.map(([p]) => (before += p) - p <= doubt)
+  const sure = found.filter((_, i) => isSure[i]).map(([, place]) => place)
+  const others = hidden.filter(place => !sure.includes(place)).sort((a, b) => luck[a] - luck[b])
+  return [...sure, ...others].slice(0, Math.max(sure.length, hidden.length - nHidden))
+}
+
 // The next frame's tokens. tokens: memory * N of the past; actions: as many as the past has frames,
-// the last of which leads to the new one. order: in which the tokens are revealed
-async function generate(networks, world, tokens, actions, steps, temperature, state, order) {
+// the last of which leads to the new one. luck: a number for each place, which to_draw goes by
+async function generate(networks, world, tokens, actions, steps, temperature, state, luck) {
   const {n_tokens: N, vocab_size, base, n_digits} = world
   const past = await networks.past(tokens, actions)
   const frame = new Int32Array(N).fill(vocab_size)  // all masked
-  order ??= Array.from({length: N}, (_, i) => [draw(state), i]).sort((a, b) => a[0] - b[0])
-    .map(pair => pair[1])
-  let shown = 0
-  for (let step = 0; step < steps; step++) {
-    const hidden = Math.floor(Math.cos(Math.PI / 2 * (step + 1) / steps) * N + 1e-6)
-    const places = order.slice(shown, N - hidden)
-    shown += places.length
-    if (!places.length) continue
+  luck ??= Array.from({length: N}, () => draw(state))
+  let hidden = Array.from({length: N}, (_, i) => i)
+  for (let step = 0; step < steps && hidden.length; step++) {
+    const nHidden = Math.floor(Math.cos(Math.PI / 2 * (step + 1) / steps) * N + 1e-6)
     const logits = await networks.guess(past, frame)
-    for (const place of places) {
+    for (const place of toDraw(hidden, logits, nHidden, luck, world)) {
       let token = 0
       for (let digit = n_digits - 1; digit >= 0; digit--) {
         const first = (place * n_digits + digit) * base
@@ -106,6 +124,7 @@ async function generate(networks, world, tokens, actions, steps, temperature, st
       }
       frame[place] = Math.min(token, vocab_size - 1)
     }
+    hidden = hidden.filter(place => frame[place] === vocab_size)
   }
   return frame
 }

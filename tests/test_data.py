@@ -167,6 +167,20 @@ def test_cached_goes_on_where_it_was_killed(tmp_path):
     assert sum(squares.asked) == 2500 - 2048
 
 
+@pytest.mark.parametrize('part', [0, 1024, 2048])
+def test_another_process_may_make_the_same_and_be_first(tmp_path, part):
+    path, squares = str(tmp_path / 'cache' / 'squares_1.npy'), Squares()
+
+    def is_overtaken(picks):
+        if picks[0] == part:
+            data.cached(path, 2500, squares)
+        return squares(picks)
+
+    x = data.cached(path, 2500, is_overtaken)
+    assert np.array_equal(x[:, 0], np.arange(2500)) and sum(squares.asked) <= 2500 + part + 1024
+    assert os.listdir(tmp_path / 'cache') == ['squares_1.npy']
+
+
 def test_cached_is_shared_out_among_the_ranks(tmp_path, monkeypatch):
     path, of_rank = str(tmp_path / 'squares_1.npy'), (Squares(), Squares())
     monkeypatch.setattr(ranks, 'world_size', lambda: 2)

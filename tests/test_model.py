@@ -17,11 +17,12 @@ from model import (
     LatentActionModel,
     Tokenizer,
     TokenizerConfig,
-    goes_on,
     k_means,
+    keys_of,
     matching_costs,
     most_for_least,
     patchify,
+    take_turns,
     unpatchify,
 )
 
@@ -431,6 +432,51 @@ def test_maskgit_reveals_few_first_and_all_in_the_last_step(watch):
     assert (out < 60).all(), 'a mask token is left in the output'
 
 
+def sure_of(*p):
+    """Logits (1,N,1,60): token i of each place with probability p[i], the others alike."""
+    p = torch.tensor(p)[:, None]
+    rest = torch.log((1 - p) / 59)
+    return torch.cat([torch.log(p), rest.expand(-1, 59)], 1)[None, :, None]
+
+
+def test_what_is_sure_is_drawn_together_and_one_more():
+    m = dynamics(n_tokens=8)
+    frame, luck = torch.full((1, 8), 60), torch.linspace(0.9, 0, 8)[None]
+    logits = sure_of(0.5, 0.99, 0.6, 0.999, 0.98, 0.96, 0.7, 0.1)
+    drawn = m.to_draw(frame, logits, 8, luck)[0]
+    assert drawn.nonzero().flatten().tolist() == [1, 3, 4, 5], 'three, .031 together, and one more'
+    frame[0, [1, 3]] = 7
+    drawn = m.to_draw(frame, logits, 5, luck)[0]
+    assert drawn.nonzero().flatten().tolist() == [4, 5], 'what is shown is not drawn again'
+    drawn = m.to_draw(frame, logits, 2, luck)[0]
+    assert drawn.nonzero().flatten().tolist() == [4, 5, 6, 7], 'the schedule asks for two by luck'
+    assert m.to_draw(frame, logits, 0, luck)[0].sum() == 6
+    assert not m.to_draw(torch.zeros(1, 8, dtype=torch.long), logits, 0, luck).any()
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0])
+def test_tokens_that_have_to_agree_do(monkeypatch, temperature):
+    """The ground is sure; all of the hero is token 1 or all of him 2, and either is as likely."""
+    m = dynamics(n_tokens=8)
+    hero = torch.arange(8) >= 4
+
+    def look(past, frame):
+        p = torch.full((len(frame), 8, 60), 1e-6)
+        p[:, ~hero, 5] = 1
+        seen = [(frame[:, 4:] == token).any(1) for token in (1, 2)]
+        for token, other in ((1, 1), (2, 0)):
+            p[:, 4:, token] = torch.where(seen[other], 1e-6, 1.0)[:, None]
+        return p.log()
+
+    looks = []
+    monkeypatch.setattr(m, 'trunk', lambda past, frame: looks.append(0) or look(past, frame))
+    monkeypatch.setattr(m, 'logits', lambda x: x[:, :, None])
+    past, actions = tokens(1, 3).expand(200, -1, -1), torch.zeros(200, 3, dtype=torch.long)
+    out = m.generate(past, actions, 8, temperature, torch.Generator().manual_seed(0))[:, 3]
+    assert (out[:, :4] == 5).all() and (out[:, 4:] == out[:, 4:5]).all()
+    assert 70 < (out[:, 4] == 1).sum() < 130 and len(looks) == 2
+
+
 def test_more_steps_than_tokens(watch):
     m = dynamics(n_tokens=8)
     looks = watch(m)
@@ -577,15 +623,31 @@ def test_k_means_finds_groups_and_leaves_out_what_has_no_weight():
     assert k_means(x[:2], torch.zeros(2), true[0], 3).shape == (3, 2)
 
 
-def test_groups_that_take_turns_go_on_and_those_that_do_not_do_not():
-    key = torch.tensor([0] * 6 + [1] * 6 + [2] * 3).repeat(40)[None]
-    half = torch.rand(key.shape, generator=torch.Generator().manual_seed(0)) < 0.4
-    groups = torch.nn.functional.one_hot(key + 2 * (half & (key == 1)), 5).float()
-    assert goes_on(groups).int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0],
-                                              [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+def keys_held(groups, centres):
+    """keys_of for groups (T,), one after the other, around these centres."""
+    groups = torch.nn.functional.one_hot(groups, len(centres)).float()
+    return keys_of(*take_turns(groups[None]), torch.tensor(centres)).tolist()
+
+
+def test_groups_that_take_turns_while_a_key_is_held_are_one_key():
+    groups = torch.tensor([0] * 6 + [1, 1, 3, 3, 1, 1, 3, 3] + [2] * 6).repeat(40)
+    assert keys_held(groups, [[0., 0], [1, 0], [-1, 0], [0.8, 0.8]]) == [0, 1, 2, 1]
+    assert keys_held(groups, [[0., 0], [1, 0], [-1, 0], [0, 1.2]]) == [0, 1, 2, 3], 'another way'
+    assert keys_held(groups, [[0., 0], [1, 0], [0.9, 0.2], [-1, 0]]) == [0, 1, 1, 3], 'hardly apart'
     # two keys that are pressed in turns, but not held, are two
-    groups = torch.nn.functional.one_hot(key + 2 * (torch.arange(600) % 2 * (key == 1)), 5).float()
-    assert torch.equal(goes_on(groups), torch.eye(5, dtype=torch.bool))
+    groups = torch.tensor([0] * 6 + [1, 3, 1, 3, 1, 3] + [2] * 6).repeat(40)
+    assert keys_held(groups, [[0., 0], [1, 0], [-1, 0], [0.8, 0.8]]) == [0, 1, 2, 3]
+
+
+def test_what_nobody_holds_is_no_key():
+    """Group 3 comes for one step at a time, anywhere; and 4 never."""
+    groups = torch.tensor([0] * 6 + [1] * 6 + [2] * 6 + [1] * 3 + [0] * 3).repeat(40)
+    groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))[:60]] = 3
+    centres = [[0., 0], [1, 0], [-1, 0], [0, 1], [0, -1]]
+    assert keys_held(groups, centres) == [0, 1, 2, 0, 0]
+    # half of a step, which takes turns with the rest, is the key's
+    groups = torch.tensor([0] * 6 + [1, 3, 1, 1, 3, 1] + [2] * 6).repeat(40)
+    assert keys_held(groups, [[0., 0], [1, 0], [-1, 0], [0.9, 0.6], [0, -1]])[3] != 0
 
 
 def test_nobody_takes_the_actions_that_are_left_over():
@@ -603,21 +665,6 @@ def test_nobody_takes_the_actions_that_are_left_over():
     assert set(actions.tolist()) == set(taken.nonzero().flatten().tolist())
     nothing = m.teach(m.motion(torch.zeros(1, m.n_shifts)))[0]
     assert nothing[0] == nothing.max() and not nothing[~taken].any()
-
-
-@pytest.mark.parametrize('apart, one', [(0.4, True), (0.9, False), (1.6, False)])
-def test_what_is_one_action_whether_or_not_it_goes_on(monkeypatch, apart, one):
-    """Groups that do not follow each other: those are one that are hardly apart."""
-    def two(x, weight, first, k):
-        centres = first + torch.arange(k)[:, None] * 9 * torch.ones(1, len(first)) / len(first)
-        centres[2] = centres[1] + apart / len(first) ** 0.5
-        return centres
-
-    monkeypatch.setattr('model.k_means', two)
-    m = LatentActionModel(LatentActionConfig(action_levels=(4,)))
-    m.find_motions([held(32)[0]])
-    assert (m.means[1] == m.means[2]).all() == one
-    assert m.means[0].tolist() == [1, 0, 0, 0] and m.means[3].argmax() == m.n_used - 1 == 3 - one
 
 
 def test_the_student_learns_from_what_the_teacher_says_of_the_neighbours():
