@@ -1592,11 +1592,10 @@ def policy_flops(model, B, T=None):
 
 
 def sample_flops(tokenizer, dynamics, B, maskgit_steps):
-    """One frame of B rollouts, where nothing is ever sure: every step that reveals a token looks at
-    all; then the decoder."""
+    """One frame of B rollouts, at most: every step looks at all, as if nothing were ever sure; then
+    the decoder."""
     c, t = dynamics.config, tokenizer.config
     N, D, E = c.n_tokens, c.n_embd, t.n_embd
-    looks = min(maskgit_steps, N)
     look = c.n_layer * block_flops(D, N) + D * dynamics.head.out_features
     decode = decoder_flops(tokenizer) + len(t.levels) * E + 3 * t.patch_size ** 2 * E
-    return 2 * B * N * (looks * look + decode)
+    return 2 * B * N * (maskgit_steps * look + decode)

@@ -744,6 +744,22 @@ def test_who_turns_against_a_wall_does_what_those_do_who_walk_that_way(sure, tur
     assert m.encode(clip).flatten().tolist() == [5 if turns else 1, 1, 1]
 
 
+@pytest.mark.parametrize('sure, alone, enters', [
+    (9, 0, True), (0.6, 0, False), (9, 1, False)], ids=['sure', 'not sure', 'what moves tells more'])
+def test_who_enters_a_new_screen_does_what_those_do_who_walk_that_way(sure, alone, enters):
+    m = LatentActionModel(LatentActionConfig()).eval()
+
+    def latents(after, changed, motion):  # all look the way 5; what changed alone says little
+        return m.codes(torch.where(changed.flatten(1).all(1), 5, alone)) * sure
+
+    m.latents = latents
+    clip = moved(4, 0).expand(2, -1, -1, -1, -1).clone()
+    clip[0, 1] = noise(3, 64, 64, seed=1)
+    clip[1, 1] = clip[1, 0]
+    clip[1, 1, :, 28:36, 28:36] += 0.9  # something appears
+    assert m.encode(clip).flatten().tolist() == [5 if enters else alone, alone]
+
+
 def test_the_encoder_is_shown_what_changed_and_in_training_now_and_then_more():
     m, seen = LatentActionModel(LatentActionConfig()), []
     m.after.register_forward_hook(lambda module, args, out: seen.append(args[0]))
