@@ -507,12 +507,13 @@ class Encoded:
 
     def rare_ends(self, starts, seq_len):
         """Those of the windows in whose last step happens what is rare and much of the error: more
-        than half of the tokens change, under the action of the step before or under another; none
-        does any more; another action is taken. A list of arrays, without empty ones."""
+        than a quarter of the tokens change, for screens have ground in common, under the action of
+        the step before or under another; none does any more; another action is taken. A list of
+        arrays, without empty ones."""
         last = starts + (seq_len - 2) * self.frame_stride
         before = np.maximum(last - self.frame_stride, 0)
         changes, another = self.changes[last], self.actions[last] != self.actions[before]
-        scene = changes > self.tokenizer.n_tokens / 2
+        scene = changes > self.tokenizer.n_tokens / 4
         kinds = (scene & ~another, scene & another, (changes == 0) & (self.changes[before] > 0),
                  (changes > 0) & another)
         return [starts[kind] for kind in kinds if kind.any()]

@@ -36,7 +36,8 @@ def test_windows_of_a_new_scene_end_in_one(stride):
 
 def test_windows_that_end_in_a_new_scene_by_the_key_that_is_held_and_by_another():
     scene = np.arange(40) // 10
-    tokens = np.stack([np.arange(40), scene, scene], 1)
+    ground = 0 * scene  # that all scenes have in common: more than half of a frame
+    tokens = np.stack([np.arange(40), scene, scene, ground, ground, ground, ground], 1)
     actions = np.array([1] * 19 + [2] * 11 + [3] * 10)  # turns into the second of three new scenes
     held, by_another, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
     assert held.tolist() == [8, 28] and by_another.tolist() == [18] and turns.tolist() == [18, 29]
@@ -45,7 +46,7 @@ def test_windows_that_end_in_a_new_scene_by_the_key_that_is_held_and_by_another(
 def test_windows_that_end_in_a_stop_or_a_turn():
     """He walks for ten frames, stands for ten, turns and walks on; then he turns once more."""
     place = np.array([*range(10), *[9] * 10, *range(10, 30)])
-    tokens = np.stack([place, 0 * place, 0 * place], 1)
+    tokens = np.stack([place, *[0 * place] * 4], 1)
     actions = np.array([1] * 9 + [1] * 10 + [2] * 11 + [3] * 10)
     stops, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
     assert stops.tolist() == [8], 'the step from frame 9 on is the first that changes nothing'
