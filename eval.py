@@ -50,7 +50,7 @@ n_windows = 128  # held-out windows for the rollouts, evenly spread
 n_frames = 16  # frames imagined in each
 n_games = 16  # of the built-in game that are played beside their dreams; 0 = none
 hold = 4  # frames for which an action is held, to see whether the hero obeys
-maskgit_steps = 8
+maskgit_steps = 8  # looks at a frame, at most
 temperature = 0.5  # 0 = the most likely token
 part = 'all'  # or 'player': out_dir/player.md, player.json
 best_of = 16  # chunks of which the player also takes the best by his energy model
@@ -449,8 +449,8 @@ def cell(key, digits=2):
 
 
 card = [f'# {out_dir} on {dataset}', '',
-        f'{len(starts)} held-out windows, {context} frames of context, {maskgit_steps} MaskGIT '
-        f'steps, temperature {temperature}, {speed:.0f} frames/s on {device}; '
+        f'{len(starts)} held-out windows, {context} frames of context, up to {maskgit_steps} '
+        f'MaskGIT steps, temperature {temperature}, {speed:.0f} frames/s on {device}; '
         '[95% bootstrap interval]; PSNR in dB.']
 if about.get('other_data'):
     card += ['', about['other_data']]

@@ -5,7 +5,6 @@ Play the world: in a browser, with the keyboard, the buttons on the page or a ga
     python play.py world.pt                          # a file of export.py, and nothing else
     python play.py config/hunt.py --watch=True      # somebody plays; a key takes over, P gives back
     python play.py config/tiny.py --port=0           # any free port
-    python play.py config/tiny.py --maskgit_steps=4  # twice as fast, nearly as good: RECORDS.md
     ssh -L 8000:127.0.0.1:8000 MACHINE               # plays here what play.py serves on MACHINE
     python play.py config/tiny.py --host=192.168.1.5 --token=...  # for others in a network that you
                                                                   # trust: it is not encrypted
@@ -73,7 +72,7 @@ host = '127.0.0.1'  # another address of this machine needs a token
 port = 8000  # 0 = any that is free
 token = ''  # a password, part of the address of the page
 allow_hosts = ''  # other names by which browsers reach this page, comma between; they need a token
-maskgit_steps = 8
+maskgit_steps = 8  # looks at a frame, at most
 temperature = 0.5  # 0 = the most likely token
 watch = False  # somebody plays whom you can watch, the player of policy.py
 best_of = 1  # of so many chunks that he thinks of, the best by his energy model

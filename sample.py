@@ -38,7 +38,7 @@ best_of = 1  # of so many chunks that the player thinks of, the best by his ener
 context_frames = 2  # true frames to start from
 n_frames = 32  # frames to imagine
 n_samples = 4  # rollouts, side by side
-maskgit_steps = 8
+maskgit_steps = 8  # looks at a frame, at most
 temperature = 0.5  # 0 = the most likely token
 seed = 0
 device = 'auto'  # 'auto', 'cpu', 'cuda', 'mps'
@@ -148,8 +148,8 @@ truth = pictures.to_uint8(truth)  # (B,T,H,W,3)
 # pictures
 
 print(f'{n_samples} rollouts of {n_frames} frames after {context_frames} true ones, actions '
-      f'{actions}: {n_samples * n_frames / seconds:.1f} frames/s with {maskgit_steps} MaskGIT '
-      f'steps on {device}', flush=True)
+      f'{actions}: {n_samples * n_frames / seconds:.1f} frames/s with up to {maskgit_steps} '
+      f'MaskGIT steps on {device}', flush=True)
 shown = min(context_frames + n_frames, context_frames + 16)
 rows = [frames[i, :shown] for i in range(n_samples) for frames in (truth, imagined)]
 strip = pictures.grid(rows, labels=['truth', 'imagined'] * n_samples)

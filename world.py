@@ -386,6 +386,21 @@ def goes_on_elsewhere(differs, grid, episode_starts):
     return found
 
 
+def lets_go(tokens, actions, episode_starts, stride):
+    """In which transitions (n,) a key is released that does something while it is held, draws a
+    sword, say: what was before the last change comes back, under the same action. Who has walked
+    comes back by another. tokens (n+stride,N), actions (n,)."""
+    found = np.zeros(len(actions), bool)
+    differs = (tokens[stride:] != tokens[:-stride]).any(1)
+    for phase in range(stride):
+        moves = np.flatnonzero(differs[phase::stride]) * stride + phase
+        episode = np.searchsorted(episode_starts, moves, 'right')
+        last, now = moves[:-1], moves[1:]
+        back = (tokens[now + stride] == tokens[last]).all(1)
+        found[now] = back & (actions[now] == actions[last]) & (episode[1:] == episode[:-1])
+    return found
+
+
 class Encoded:
     """
     The tokens of every frame and the action that follows each, computed by the earlier stages once
@@ -432,24 +447,28 @@ class Encoded:
             c = self.tokenizer.config
             grid = c.height // c.patch_size, c.width // c.patch_size
             elsewhere = goes_on_elsewhere(differs, grid, recording.episode_starts)
-            self.actions = self.held(self.actions, elsewhere)
+            released = lets_go(self.tokens, self.actions[:-frame_stride],
+                               recording.episode_starts, frame_stride)
+            self.actions = self.held(self.actions, elsewhere, released)
             if (self.actions == self.n_actions).mean() > 0.01:
                 self.idle = self.n_actions
         self.all_tokens = data.to_device(self.tokens, device)
         self.all_actions = data.to_device(self.actions, device)
 
-    def held(self, actions, elsewhere):
+    def held(self, actions, elsewhere, released):
         """
         Where nothing changes, nothing tells what was pressed. For half of such transitions it is
         taken to be the action of the step before, as of one who goes on against a wall; for the
         others, and where an episode begins so, none, number n_actions, as of one who stands. None,
-        too, where what changes does so `elsewhere` (n,). So a world learns what walls are, and that
-        without a key it goes on and he who plays stands (RECORDS.md).
+        too, where what changes does so `elsewhere` (n,), and where and after a key is `released`
+        (n,). So a world learns what walls are, and that without a key it goes on and he who plays
+        stands (RECORDS.md).
         """
         actions, stride = actions.copy(), self.frame_stride
-        same = np.flatnonzero((self.changes == 0) | elsewhere)
+        same = np.flatnonzero((self.changes == 0) | elsewhere | released)
         first = np.searchsorted(self.recording.episode_starts, same, 'right') - 1
         begins = same - stride < self.recording.episode_starts[first]
+        begins |= released[same]  # and holds nothing
         half = np.random.default_rng(14).random(len(same)) < 0.5
         stands = begins | half | elsewhere[same]
         last = actions.copy()  # what was pressed last, in each place

@@ -74,7 +74,7 @@ def read_training(text):
 
 
 def read_sample(text):
-    found = re.search(r'([\d.]+) frames/s with (\d+) MaskGIT steps on (\S+)', text)
+    found = re.search(r'([\d.]+) frames/s with up to (\d+) MaskGIT steps on (\S+)', text)
     if not found:
         return {}
     return dict(frames_per_second=float(found[1]), maskgit_steps=int(found[2]), device=found[3])

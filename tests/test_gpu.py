@@ -136,7 +136,7 @@ def test_what_a_training_prints():
 
 
 def test_what_sample_prints():
-    said = '4 rollouts ...: 12.5 frames/s with 8 MaskGIT steps on cuda:0'
+    said = '4 rollouts ...: 12.5 frames/s with up to 8 MaskGIT steps on cuda:0'
     found = gpu.read_sample(said)
     assert found == dict(frames_per_second=12.5, maskgit_steps=8, device='cuda:0')
     assert gpu.in_words('sample', found) == '12.5 frames/s, 8 steps each'

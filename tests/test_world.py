@@ -10,7 +10,7 @@ from launch import dataset_of, recording, refused, run
 
 import data
 from training import checkpoint
-from world import Encoded, goes_on_elsewhere, load_stage, load_world, other_data
+from world import Encoded, goes_on_elsewhere, lets_go, load_stage, load_world, other_data
 
 
 def seen_so(tokens, actions, stride, episode_starts=(0,)):
@@ -62,7 +62,8 @@ def test_where_nothing_changes_a_key_is_held_or_none_is(stride):
     tokens = np.stack([place.cumsum(), 0 * place], 1)
     actions, episode_starts = rng.integers(8, size=n), [0, 1000, 1001]
     encoded = seen_so(tokens, actions, stride, episode_starts)
-    found = encoded.held(actions, np.zeros(n - stride, bool))
+    never = np.zeros(n - stride, bool)
+    found = encoded.held(actions, never, never)
     same, none = encoded.changes == 0, found[:-stride] == 8
     assert (found[:-stride][~same] == actions[:-stride][~same]).all()
     assert 0.45 < none[same].mean() < 0.6
@@ -95,8 +96,31 @@ def test_what_goes_on_elsewhere_is_no_key_and_hides_none():
     actions = np.array([3, 3, 3, 5, 3, 3, 3, 3])
     tokens[5:] -= 1  # nothing changes from frame 4 to 5
     encoded = seen_so(tokens, actions, 1)
-    found = encoded.held(actions, np.arange(7) == 3)
+    found = encoded.held(actions, np.arange(7) == 3, np.zeros(7, bool))
     assert found[:4].tolist() == [3, 3, 3, 8] and found[4] in (3, 8), 'held is what was held before'
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_key_is_released_where_what_it_did_is_undone_under_its_own_number(stride):
+    """A sword (action 1) is drawn, held and put away; somebody walks to and fro (2, 3); and in
+    another episode a picture comes that was there before."""
+    place = np.array([0, 0, 5, 5, 0, 0, 1, 2, 1, 0, 5, 0])
+    actions = np.array([1, 1, 1, 1, 1, 2, 2, 3, 3, 1, 1])
+    expected = np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], bool)
+    place, actions = (np.repeat(x, stride) for x in (place, actions))
+    tokens = place[:, None] * np.ones((1, 2), int)
+    found = lets_go(tokens, actions, np.array([0, 10 * stride]), stride)
+    assert found.tolist() == np.repeat(expected, stride).tolist()
+    assert lets_go(tokens, actions, np.array([0]), stride)[10 * stride:].all()
+
+
+def test_after_a_release_no_key_is_held():
+    tokens = np.array([0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0])[:, None] * np.ones((1, 2), int)
+    encoded = seen_so(tokens, np.ones(11, int), 1)
+    no = np.zeros(10, bool)
+    found = encoded.held(np.ones(11, int), no, np.arange(10) == 2)
+    assert found[[0, 2]].tolist() == [1, 8] and (found[3:10] == 8).all()
+    assert (encoded.held(np.ones(11, int), no, no)[3:10] == 1).any()
 
 
 @pytest.mark.slow
