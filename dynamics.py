@@ -39,7 +39,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 rare_share = 0.125  # of a batch, of each kind: windows that end in a new scene (2), a stop, a turn
-corrupt = 0.1  # up to this fraction of the past's tokens are replaced by others
+corrupt = 0.1  # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8  # looks at a frame, at most
 temperature = 0.5  # 0 = the most likely token

@@ -768,7 +768,7 @@ class DynamicsConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
-    corrupt: float = 0.1  # up to this fraction of the past's tokens are replaced by others
+    corrupt: float = 0.1  # up to this fraction of the past's tokens are replaced by random ones
 
 
 class Dynamics(nn.Module):
@@ -858,10 +858,7 @@ class Dynamics(nn.Module):
         if self.training and c.corrupt:
             noise = torch.rand_like(past, dtype=torch.float32)
             rate = c.corrupt * torch.rand(B, T - 1, 1, device=tokens.device)
-            # half of them by those of another clip: a dream can mix two heroes, or two screens
-            other = torch.where(noise < rate / 2, past.roll(1, 0),
-                                torch.randint_like(past, c.vocab_size))
-            past = torch.where(noise < rate, other, past)
+            past = torch.where(noise < rate, torch.randint_like(past, c.vocab_size), past)
         n_masked = self.n_masked(B, torch.randperm(B, device=tokens.device))
         mask = torch.rand(B, N, device=tokens.device).argsort(-1) < n_masked[:, None]
         frame = target.masked_fill(mask, c.vocab_size)
