@@ -386,14 +386,13 @@ def goes_on_elsewhere(differs, grid, episode_starts):
     return found
 
 
-def lets_go(tokens, actions, episode_starts, stride):
+def lets_go(tokens, changes, actions, episode_starts):
     """In which transitions (n,) a key is released that does something while it is held, draws a
     sword, say: what was before the last change comes back, under the same action. Who has walked
-    comes back by another. tokens (n+stride,N), actions (n,)."""
-    found = np.zeros(len(actions), bool)
-    differs = (tokens[stride:] != tokens[:-stride]).any(1)
+    comes back by another. tokens (n+stride,N), of which so many change (n,), actions (n,)."""
+    found, stride = np.zeros(len(changes), bool), len(tokens) - len(changes)
     for phase in range(stride):
-        moves = np.flatnonzero(differs[phase::stride]) * stride + phase
+        moves = np.flatnonzero(changes[phase::stride]) * stride + phase
         episode = np.searchsorted(episode_starts, moves, 'right')
         last, now = moves[:-1], moves[1:]
         back = (tokens[now + stride] == tokens[last]).all(1)
@@ -447,8 +446,8 @@ class Encoded:
             c = self.tokenizer.config
             grid = c.height // c.patch_size, c.width // c.patch_size
             elsewhere = goes_on_elsewhere(differs, grid, recording.episode_starts)
-            released = lets_go(self.tokens, self.actions[:-frame_stride],
-                               recording.episode_starts, frame_stride)
+            released = lets_go(self.tokens, self.changes, self.actions[:-frame_stride],
+                               recording.episode_starts)
             self.actions = self.held(self.actions, elsewhere, released)
             if (self.actions == self.n_actions).mean() > 0.01:
                 self.idle = self.n_actions

@@ -106,7 +106,7 @@ function toDraw(hidden, logits, nHidden, luck, {base, n_digits, doubt}) {
 }
 
 // The next frame's tokens. tokens: memory * N of the past; actions: as many as the past has frames,
-// the last of which leads to the new one. luck: a number for each place, which to_draw goes by
+// the last of which leads to the new one. luck: a number for each place, which toDraw goes by
 async function generate(networks, world, tokens, actions, steps, temperature, state, luck) {
   const {n_tokens: N, vocab_size, base, n_digits} = world
   const past = await networks.past(tokens, actions)

@@ -745,7 +745,8 @@ def test_who_turns_against_a_wall_does_what_those_do_who_walk_that_way(sure, tur
 
 
 @pytest.mark.parametrize('sure, alone, enters', [
-    (9, 0, True), (0.6, 0, False), (9, 1, False)], ids=['sure', 'not sure', 'what moves tells more'])
+    (9, 0, True), (0.6, 0, False), (9, 1, False)],
+    ids=['sure', 'not sure', 'what moves tells more'])
 def test_who_enters_a_new_screen_does_what_those_do_who_walk_that_way(sure, alone, enters):
     m = LatentActionModel(LatentActionConfig()).eval()
 

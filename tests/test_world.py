@@ -109,9 +109,10 @@ def test_a_key_is_released_where_what_it_did_is_undone_under_its_own_number(stri
     expected = np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], bool)
     place, actions = (np.repeat(x, stride) for x in (place, actions))
     tokens = place[:, None] * np.ones((1, 2), int)
-    found = lets_go(tokens, actions, np.array([0, 10 * stride]), stride)
+    changes = (tokens[stride:] != tokens[:-stride]).sum(1)
+    found = lets_go(tokens, changes, actions, np.array([0, 10 * stride]))
     assert found.tolist() == np.repeat(expected, stride).tolist()
-    assert lets_go(tokens, actions, np.array([0]), stride)[10 * stride:].all()
+    assert lets_go(tokens, changes, actions, np.array([0]))[10 * stride:].all()
 
 
 def test_after_a_release_no_key_is_held():
