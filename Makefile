@@ -48,9 +48,9 @@ data/hunt.h5: | .venv/installed
 	$(BIN)/python data.py game $@ --player=hunter --n_frames=24000
 
 say_how_long:
-	@echo "make: about 18 minutes on two CPU cores with AVX-512; older ones, or busy ones, need more;"
-	@echo "a stage that is trained already is not trained again. It leaves .venv (1.4 GB), data/tiny.*"
-	@echo "(0.3 GB) and $(OUT) (0.2 GB), and nothing elsewhere; rm -rf takes them away."
+	@echo "make: about 20 minutes on two CPU cores with AVX-512; older ones, or busy ones, need more;"
+	@echo "a stage that is trained already is not trained again. It leaves .venv (1.6 GB), data/tiny.*"
+	@echo "(0.9 GB) and $(OUT) (0.2 GB), and nothing elsewhere; rm -rf takes them away."
 
 $(OUT)/dynamics/best.pt: $(OUT)/tokenizer/best.pt $(OUT)/latent_actions/best.pt
 	$(BIN)/python dynamics.py $(CONFIG)
