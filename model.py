@@ -191,11 +191,14 @@ class FSQ(nn.Module):
     def forward(self, z):
         """Latents (...,d) -> codes (...,d) in [-1,1] and tokens (...). The gradient passes the
         rounding unchanged."""
-        top = (self.levels - 1).to(z.dtype)
-        x = torch.sigmoid(z) * top
+        x = self.places(z)
         i = x.round()
-        code = 2 * (x + (i - x).detach()) / top - 1
+        code = 2 * (x + (i - x).detach()) / (self.levels - 1) - 1
         return code, (i.long() * self.base).sum(-1)
+
+    def places(self, z):
+        """Latents (...,d) -> where they lie on the way from the lowest level, 0, to the highest."""
+        return torch.sigmoid(z) * (self.levels - 1).to(z.dtype)
 
     def codes(self, tokens):
         """Tokens (...) -> codes (...,d), float32."""
@@ -290,7 +293,8 @@ class Tokenizer(nn.Module):
 
     def forward(self, clip):
         """clip (B,T,C,H,W) -> loss, metrics."""
-        codes, tokens = self.fsq(self.latents(clip))
+        z = self.latents(clip)
+        codes, tokens = self.fsq(z)
         error = (self.pixels(codes) - clip).square().mean(2)  # (B,T,H,W)
         # what moves is a few pixels and the point of it all: they weigh more, in both of the frames
         # that they differ between
@@ -303,6 +307,12 @@ class Tokenizer(nn.Module):
         worse = error_of_patch.detach()
         worse = (worse / (worse.mean((1, 2, 3), keepdim=True) + 1e-9)).sqrt()
         loss = (error_of_patch * (0.1 + 0.9 * worse)).mean()
+        # a change that no token tells is lost for stage 3, and no error teaches a token to tell it:
+        # the latents of a patch that changes are pushed apart until a whole level is between them
+        step = patchify((clip[:, 1:] - clip[:, :-1]).square(), self.config.patch_size).mean(-1)
+        places = self.fsq.places(z)
+        near = F.relu(1 - (places[:, 1:] - places[:, :-1]).abs().amax(-1))  # (B,T-1,N)
+        loss = loss + self.changed_weight * (step * near).sum() / max(1, step.numel())
         used, _ = code_usage(tokens, self.vocab_size)
         return loss, {'psnr': psnr(error.detach().mean()), 'code_usage': used}
 
