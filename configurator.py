@@ -63,7 +63,7 @@ LIMITS = [
     ('*', 'a number of at most 2**31', lambda v: not isinstance(v, (int, float)) or v <= 2**31),
     ('temperature', '0 or >= 0.001', lambda v: v == 0 or v >= 1e-3),
     ('n_layer_encoder shift', '>= 0', lambda v: v >= 0),
-    ('rare_share', 'in [0, 0.25]', lambda v: 0 <= v <= 0.25),
+    ('rare_share', 'in [0, 0.2]', lambda v: 0 <= v <= 0.2),
     ('file', 'a name that ends in .pt or .html', lambda v: v.endswith(('.pt', '.html'))),
     ('port', '0 or in [1024, 65535]', lambda v: v == 0 or 1024 <= v <= 65535),
     ('token', "'' or 16 or more of A-Z a-z 0-9 - _",

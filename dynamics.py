@@ -38,7 +38,7 @@ frame_stride = 1  # every how many frames of the recording
 n_layer = 4
 n_head = 4
 n_embd = 128
-rare_share = 0.125  # of a batch, of each kind: windows that end in a new scene (2), a stop, a turn
+rare_share = 0.125  # of a batch, for each way to end: a new scene (2), a stop, a turn, a rare token
 corrupt = 0.1  # up to this fraction of the past's tokens are replaced by random ones
 # the picture
 maskgit_steps = 8  # looks at a frame, at most

@@ -526,15 +526,30 @@ class Encoded:
     def rare_ends(self, starts, seq_len):
         """Those of the windows in whose last step happens what is rare and much of the error: more
         than a quarter of the tokens change, for screens have ground in common, under the action of
-        the step before or under another; none does any more; another action is taken. A list of
-        arrays, without empty ones."""
+        the step before or under another; none does any more; another action is taken; a token comes
+        that is rarer than what comes in nine steps of ten: a sword, somebody in front of somebody
+        else. A list of arrays, without empty ones."""
         last = starts + (seq_len - 2) * self.frame_stride
         before = np.maximum(last - self.frame_stride, 0)
         changes, another = self.changes[last], self.actions[last] != self.actions[before]
         scene = changes > self.tokenizer.n_tokens / 4
+        seen = self.rarest_new(last)
+        rare = seen < np.quantile(seen[changes > 0], 0.1) if changes.any() else scene
         kinds = (scene & ~another, scene & another, (changes == 0) & (self.changes[before] > 0),
-                 (changes > 0) & another)
+                 (changes > 0) & another, rare & ~scene)
         return [starts[kind] for kind in kinds if kind.any()]
+
+    def rarest_new(self, steps):
+        """Steps, by their first frames (n,) -> how common the rarest token is that each brings: how
+        often it is in the frames that the steps lead to (n,). Where nothing changes, beyond all."""
+        parts = np.array_split(steps + self.frame_stride, len(steps) // 4096 + 1)
+        count = sum(np.bincount(self.tokens[after].ravel(), minlength=self.tokenizer.vocab_size)
+                    for after in parts)  # a million tokens at once
+        seen = []
+        for after in parts:
+            new = self.tokens[after] != self.tokens[after - self.frame_stride]
+            seen.append(np.where(new, count[self.tokens[after]], count.sum() + 1).min(1))
+        return np.concatenate(seen)
 
     def action_names(self, action_source):
         """

@@ -16,7 +16,8 @@ from world import Encoded, goes_on_elsewhere, lets_go, load_stage, load_world, o
 def seen_so(tokens, actions, stride, episode_starts=(0,)):
     """An Encoded of tokens (n,N) and actions (n,), without its stages."""
     encoded = object.__new__(Encoded)
-    encoded.frame_stride, encoded.tokenizer = stride, SimpleNamespace(n_tokens=tokens.shape[1])
+    encoded.frame_stride, encoded.tokens = stride, tokens
+    encoded.tokenizer = SimpleNamespace(n_tokens=tokens.shape[1], vocab_size=int(tokens.max()) + 1)
     encoded.changes = (tokens[stride:] != tokens[:-stride]).sum(1)
     encoded.actions, encoded.n_actions = np.array(actions), 8
     encoded.recording = SimpleNamespace(episode_starts=np.array(episode_starts))
@@ -51,6 +52,21 @@ def test_windows_that_end_in_a_stop_or_a_turn():
     stops, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
     assert stops.tolist() == [8], 'the step from frame 9 on is the first that changes nothing'
     assert turns.tolist() == [18, 29]
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_windows_in_which_a_rare_token_comes(stride):
+    """Two tokens take turns; twice, at frames 50 and 90, another one comes, and goes again."""
+    n = 100
+    tokens = np.stack([np.arange(n) // stride % 2, *[np.zeros(n, int)] * 9], 1)
+    tokens[[50, 90], 1] = 5
+    encoded = seen_so(tokens, [0] * n, stride)
+    found, = encoded.rare_ends(np.arange(n - 2 * stride), 3)
+    assert found.tolist() == [50 - 2 * stride, 90 - 2 * stride]
+    seen = encoded.rarest_new(np.arange(n - stride))
+    assert seen[50 - stride] == seen[90 - stride] == 2 and (np.sort(seen)[2:] > 40).all()
+    tokens[:] = 0  # where nothing ever changes, none does
+    assert seen_so(tokens, [0] * n, stride).rare_ends(np.arange(n - 2 * stride), 3) == []
 
 
 @pytest.mark.parametrize('stride', [1, 2])
