@@ -524,19 +524,25 @@ class Encoded:
         return data.draw(starts, n, seed), length
 
     def rare_ends(self, starts, seq_len):
-        """Those of the windows in whose last step happens what is rare and much of the error: more
-        than a quarter of the tokens change, for screens have ground in common, under the action of
-        the step before or under another; none does any more; another action is taken; a token comes
-        that is rarer than what comes in nine steps of ten: a sword, somebody in front of somebody
-        else. A list of arrays, without empty ones."""
+        """
+        Those of the windows in whose last step happens what is rare and much of the error: a new
+        scene, under the action of the step before or under another; no token changes any more;
+        another action is taken; a token comes that is rarer than what comes in nine steps of ten: a
+        sword, somebody in front of somebody else. A list of arrays, without empty ones.
+
+        A scene is new where more than a quarter of the tokens change: screens have ground in
+        common. The step after one is of the first kind, too, or he who walks on goes back to the
+        old screen.
+        """
         last = starts + (seq_len - 2) * self.frame_stride
         before = np.maximum(last - self.frame_stride, 0)
         changes, another = self.changes[last], self.actions[last] != self.actions[before]
-        scene = changes > self.tokenizer.n_tokens / 4
+        scene, after = (self.changes[t] > self.tokenizer.n_tokens / 4 for t in (last, before))
         seen = self.rarest_new(last)
         rare = seen < np.quantile(seen[changes > 0], 0.1) if changes.any() else scene
-        kinds = (scene & ~another, scene & another, (changes == 0) & (self.changes[before] > 0),
-                 (changes > 0) & another, rare & ~scene)
+        kinds = (scene & ~another | after, scene & another,
+                 (changes == 0) & (self.changes[before] > 0), (changes > 0) & another,
+                 rare & ~scene)
         return [starts[kind] for kind in kinds if kind.any()]
 
     def rarest_new(self, steps):

@@ -26,13 +26,13 @@ def seen_so(tokens, actions, stride, episode_starts=(0,)):
 
 @pytest.mark.parametrize('stride', [1, 2])
 def test_windows_of_a_new_scene_end_in_one(stride):
-    """A new scene at frame 10; elsewhere one token in four changes."""
+    """A new scene at frame 10; elsewhere one token in four changes. And those after it."""
     n = 50
     tokens = np.zeros((n, 4), np.int16)
     tokens[:, 0] = np.arange(n)
     tokens[10:, 1:] = 1
     found, = seen_so(tokens, [0] * n, stride).rare_ends(np.arange(n - 2 * stride), 3)
-    assert found.tolist() == list(range(10 - 2 * stride, 10 - stride))
+    assert found.tolist() == list(range(10 - 2 * stride, 10))
 
 
 def test_windows_that_end_in_a_new_scene_by_the_key_that_is_held_and_by_another():
@@ -41,7 +41,8 @@ def test_windows_that_end_in_a_new_scene_by_the_key_that_is_held_and_by_another(
     tokens = np.stack([np.arange(40), scene, scene, ground, ground, ground, ground], 1)
     actions = np.array([1] * 19 + [2] * 11 + [3] * 10)  # turns into the second of three new scenes
     held, by_another, turns = seen_so(tokens, actions, 1).rare_ends(np.arange(37), 3)
-    assert held.tolist() == [8, 28] and by_another.tolist() == [18] and turns.tolist() == [18, 29]
+    assert held.tolist() == [8, 9, 19, 28, 29], 'the steps after all three belong to it'
+    assert by_another.tolist() == [18] and turns.tolist() == [18, 29]
 
 
 def test_windows_that_end_in_a_stop_or_a_turn():
