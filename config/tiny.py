@@ -1,9 +1,9 @@
 # The built-in game on two CPU cores: `make` runs this.
 #
 #   python data.py game data/tiny.h5              # 60,000 frames
-#   python tokenizer.py      config/tiny.py       # 3.2 minutes, 44 dB
-#   python latent_actions.py config/tiny.py       # 0.9 minutes, 99% right where something moved
-#   python dynamics.py       config/tiny.py       # 9.6 minutes, 11 dB above repeating, 4 frames on
+#   python tokenizer.py      config/tiny.py       # 3.0 minutes, 45 dB
+#   python latent_actions.py config/tiny.py       # 0.7 minutes, 99% right where something moved
+#   python dynamics.py       config/tiny.py       # 8.9 minutes, 9 dB above repeating, 4 frames on
 #   python sample.py         config/tiny.py       # out/tiny/samples/
 #   python eval.py           config/tiny.py       # out/tiny/eval.md
 
