@@ -307,8 +307,9 @@ class Tokenizer(nn.Module):
         worse = error_of_patch.detach()
         worse = (worse / (worse.mean((1, 2, 3), keepdim=True) + 1e-9)).sqrt()
         loss = (error_of_patch * (0.1 + 0.9 * worse)).mean()
-        # a change that no token tells is lost for stage 3, and no error teaches a token to tell it:
-        # the latents of a patch that changes are pushed apart until a whole level is between them
+        # a change that no token tells is lost for stage 3, and where it is rare, the error of what
+        # is drawn teaches too little (RECORDS.md): the latents of a patch that changes are pushed
+        # apart, too, until a whole level is between them
         step = patchify((clip[:, 1:] - clip[:, :-1]).square(), self.config.patch_size).mean(-1)
         places = self.fsq.places(z)
         near = F.relu(1 - (places[:, 1:] - places[:, :-1]).abs().amax(-1))  # (B,T-1,N)

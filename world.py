@@ -537,12 +537,13 @@ class Encoded:
         last = starts + (seq_len - 2) * self.frame_stride
         before = np.maximum(last - self.frame_stride, 0)
         changes, another = self.changes[last], self.actions[last] != self.actions[before]
-        scene, after = (self.changes[t] > self.tokenizer.n_tokens / 4 for t in (last, before))
+        changes_before, many = self.changes[before], self.tokenizer.n_tokens / 4
+        scene, after_scene = changes > many, changes_before > many
         seen = self.rarest_new(last)
-        rare = seen < np.quantile(seen[changes > 0], 0.1) if changes.any() else scene
-        kinds = (scene & ~another | after, scene & another,
-                 (changes == 0) & (self.changes[before] > 0), (changes > 0) & another,
-                 rare & ~scene)
+        usual = np.quantile(seen[changes > 0], 0.1) if changes.any() else 0
+        kinds = (scene & ~another | after_scene, scene & another,
+                 (changes == 0) & (changes_before > 0), (changes > 0) & another,
+                 (seen < usual) & ~scene)
         return [starts[kind] for kind in kinds if kind.any()]
 
     def rarest_new(self, steps):
@@ -550,7 +551,7 @@ class Encoded:
         often it is in the frames that the steps lead to (n,). Where nothing changes, beyond all."""
         parts = np.array_split(steps + self.frame_stride, len(steps) // 4096 + 1)
         count = sum(np.bincount(self.tokens[after].ravel(), minlength=self.tokenizer.vocab_size)
-                    for after in parts)  # a million tokens at once
+                    for after in parts)  # a few million tokens at once
         seen = []
         for after in parts:
             new = self.tokens[after] != self.tokens[after - self.frame_stride]

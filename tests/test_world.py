@@ -25,8 +25,8 @@ def seen_so(tokens, actions, stride, episode_starts=(0,)):
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-def test_windows_of_a_new_scene_end_in_one(stride):
-    """A new scene at frame 10; elsewhere one token in four changes. And those after it."""
+def test_windows_of_a_new_scene_end_in_one_or_in_the_step_after(stride):
+    """A new scene at frame 10; elsewhere one token in four changes."""
     n = 50
     tokens = np.zeros((n, 4), np.int16)
     tokens[:, 0] = np.arange(n)
