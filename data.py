@@ -153,6 +153,14 @@ def draw(starts, batch_size, *key):
     return starts[rng.integers(len(starts), size=batch_size)]
 
 
+def mix_in(picks, kinds, n, seed, it):
+    """Draws the first of the batch `picks` (B,) anew: n from each of the kinds, arrays of starts.
+    With n a fraction they take turns: of half a clip there is one in every other batch."""
+    to = [int(n * i + it * 0.618 % 1) for i in range(len(kinds) + 1)]  # 0.618: hits all parts alike
+    for i, starts in enumerate(kinds):
+        picks[to[i]:to[i + 1]] = draw(starts, to[i + 1] - to[i], seed, 2 + i, it)
+
+
 def key_seed(*key):
     """A seed that is a function of the key alone, so that a resumed run draws what an unbroken one
     would."""

@@ -107,9 +107,8 @@ rare = encoded.rare_ends(starts['train'], seq_len)
 def get_batch(split, it, micro_step):
     """(tokens, actions) of this rank's share. Batch `it` is the same for any number of ranks."""
     picks = data.draw(starts[split], total_batch_size, seed, split == 'val', it)
-    n = int(rare_share * total_batch_size)
-    for i, ends in enumerate(rare if split == 'train' else ()):
-        picks[i * n:(i + 1) * n] = data.draw(ends, n, seed, 2 + i, it)
+    if split == 'train':
+        data.mix_in(picks, rare, rare_share * total_batch_size, seed, it)
     share = (micro_step * world_size + rank) * device_batch_size
     return encoded.gather(picks[share:share + device_batch_size], seq_len)
 

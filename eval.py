@@ -368,11 +368,12 @@ def beside_the_game(picks):
     return faithful.Both(world, picks, key_codes, maskgit_steps, temperature, device, seed)
 
 
+WALKS_ON = 'on from a new screen'
 players = dict(wanderer=faithful.Wanderer, bumper=faithful.Bumper)
 if layout is not None and with_keys and any(names) and frame_stride == 1 and n_games:
     key_codes = faithful.codes_of_keys(names, moved_counts)
-    picks = data.windows(recording, 'val', context)
-    picks = picks[np.linspace(0, len(picks) - 1, n_games).astype(int)]
+    held_out = data.windows(recording, 'val', context)
+    picks = held_out[np.linspace(0, len(held_out) - 1, n_games).astype(int)]
     for who, kind in players.items():
         with ctx:
             both = beside_the_game(picks)
@@ -384,10 +385,14 @@ if layout is not None and with_keys and any(names) and frame_stride == 1 and n_g
             measure(f'{key}.agree.{t}', np.mean, f['agree'][:, t - 1])
             measure(f'{key}.hero.{t}', np.mean, f['hero'][:, t - 1])
         report['faithful'][who]['parted_at'] = faithful.parted_at(f)
+    screens = recording.truth['screen'][held_out[:, None] + np.arange(context)[-2:]]
+    just_in = held_out[screens[:, 0] != screens[:, -1]]
     with ctx:
-        for kind, right in faithful.one_step(beside_the_game, starts).items():
-            if len(right):
-                measure(f'faithful.one_step.{kind}', np.mean, right)
+        one_step = faithful.one_step(beside_the_game, starts)
+        one_step[WALKS_ON] = faithful.walks_on(beside_the_game, just_in) if len(just_in) else []
+    for kind, right in one_step.items():
+        if len(right):
+            measure(f'faithful.one_step.{kind}', np.mean, right)
 
 # -----------------------------------------------------------------------------
 # the player, where there is one
@@ -492,7 +497,7 @@ for who in players if 'faithful' in report else ():
              f'quartiles {low:.0f} and {high:.0f}). What the key met then, in brackets how often '
              f'no hero was seen: {parted_at or "they never part"}.']
 if 'faithful' in report:
-    kinds = [k for k in faithful.KINDS if f'faithful.one_step.{k}' in measured]
+    kinds = [k for k in one_step if len(one_step[k])]
     card += table(['one step from a true frame', *kinds],
                   ['right', *(cell(f'faithful.one_step.{kind}') for kind in kinds)])
 titles_of = dict(consistency='on recorded transitions', dreamed_consistency='in imagination')

@@ -140,3 +140,17 @@ def one_step(make, picks):
         for i, kind in enumerate(KINDS):
             right[kind].append((there & faces)[met == i])
     return {kind: np.concatenate(parts) for kind, parts in right.items()}
+
+
+@torch.no_grad()
+def walks_on(make, picks):
+    """
+    One step from true frames in which the hero has just come in, by the key that brought him, where
+    the way is free: which are right (n,)? A dream that remembers the old screen better falls back
+    into it. make: picks -> Both.
+    """
+    both = make(picks)
+    keys = both.real.facing.copy()
+    straight = kinds_of(both.real, keys) == KINDS.index('straight')
+    there, faces, _ = both.step(keys)
+    return (there & faces)[straight]

@@ -1,5 +1,6 @@
 """A recording as batches: no window crosses a cut, no training sees what is held out, no pixel is
 wrong."""
+import math
 import os
 
 import numpy as np
@@ -83,6 +84,17 @@ def test_draw_is_a_function_of_its_key():
         assert not np.array_equal(data.draw(starts, 32, *other), first)
     many = data.draw(starts, 20000, 0)
     assert set(many) == set(starts), 'every window must have its chance'
+
+
+@pytest.mark.parametrize('batch_size, n', [(8, 1), (8, 0), (4, 0.5), (5, 1), (6, 0.3), (8, 1.6)])
+def test_each_kind_gets_its_share_even_if_it_is_less_than_a_clip(batch_size, n):
+    kinds, counts = [np.arange(k, k + 10) for k in range(1000, 6000, 1000)], []
+    for it in range(500):
+        picks = np.zeros(batch_size, int)
+        data.mix_in(picks, kinds, n, 1337, it)
+        counts.append(np.bincount(picks // 1000, minlength=6)[1:])
+        assert set(counts[-1]) <= {math.floor(n), math.ceil(n)}
+    assert np.allclose(np.mean(counts, 0), n, atol=0.02)
 
 
 def test_key_seed_is_a_function_of_its_key():

@@ -153,9 +153,11 @@ def test_a_perfect_world(recording, tmp_path, monkeypatch):
 
 class Beside:
     """For faithful.Both: the game beside itself, with a hero who is nowhere after ten steps."""
+    starts = []  # of each that was made
 
     def __init__(self, world, picks, codes, *_):
         assert codes.tolist() == list(range(6))
+        self.starts.append(picks)
         self.real, self.steps = game.Game(len(picks)), 0
         self.real.reset(0)
 
@@ -178,6 +180,9 @@ def test_how_long_the_dream_is_the_game(recording, tmp_path, monkeypatch):
         assert sum(n for n, _ in f['parted_at'].values()) == 6
         assert all(n == lost for n, lost in f['parted_at'].values())
     assert report['faithful']['one_step']['straight'] == 1
+    assert report['faithful']['one_step']['on from a new screen'] == 1
+    screens, just_in = data.load(recording).truth['screen'], Beside.starts[-1]
+    assert len(just_in) and (screens[just_in] != screens[just_in + 1]).all()
     card = (tmp_path / 'eval.md').read_text()
     assert 'They part for good after 10 [10, 10] frames' in card and 'facing a wall' in card
 

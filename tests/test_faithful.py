@@ -97,6 +97,40 @@ def test_one_step_is_judged_by_what_it_met():
     assert right['facing a wall'].mean() < 0.1 and right['turning to a wall'].mean() < 0.1
 
 
+def just_come_in():
+    """State of games in the frame in which the hero has come into a screen, and the old screen."""
+    g, states, left = game.Game(32), [], []
+    g.reset(0)
+    player = faithful.Wanderer(g, 0)
+    for _ in range(80):
+        old = g.screen.copy()
+        g.step(player.act())
+        new = g.screen != old
+        states.append({key: values[new] for key, values in g.state().items()})
+        left.append(old[new])
+    state = {key: np.concatenate([s[key] for s in states]) for key in states[0]}
+    return state, np.concatenate(left)
+
+
+def test_who_has_just_come_in_walks_on():
+    state, old_screens = just_come_in()
+
+    def begin(picks, spoil):
+        both = Both(len(picks), spoil)
+        both.real.set_state(state)
+        both.dreamed.set_state(state)
+        return both
+
+    def falls_back(dreamed, keys):
+        dreamed.screen = old_screens.copy()
+
+    free = faithful.kinds_of(begin(old_screens, None).real, state['facing']) == 0
+    assert 16 < free.sum() < len(free)
+    right = faithful.walks_on(lambda p: begin(p, lambda dreamed, keys: None), old_screens)
+    assert len(right) == free.sum() and right.mean() > 0.95
+    assert faithful.walks_on(lambda p: begin(p, falls_back), old_screens).mean() == 0
+
+
 def test_the_sword_is_looked_for_where_it_should_be():
     def sheathed(dreamed, keys):
         dreamed.push_of = lambda action: game.PUSH[np.where(keys == SWORD, 0, keys)]
