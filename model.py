@@ -801,8 +801,9 @@ class Dynamics(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        # a large vocabulary is written with two digits, each embedded and predicted by itself:
-        # 2 * 256 rows instead of 65,536
+        # a large vocabulary is written with two digits, each embedded and predicted by itself: 2 *
+        # 256 rows instead of 65,536. But the first is told to the second, or half of one likely
+        # token would be drawn with half of another
         self.n_digits = 1 if c.vocab_size <= 4096 else 2
         self.base = math.ceil(c.vocab_size ** (1 / self.n_digits))
         self.register_buffer('place', self.base ** torch.arange(self.n_digits), persistent=False)
@@ -814,6 +815,8 @@ class Dynamics(nn.Module):
         self.blocks = nn.ModuleList(Block(c.n_embd, c.n_head, False, c.grid_width)
                                     for _ in range(c.n_layer))
         self.head = nn.Linear(c.n_embd, self.n_digits * self.base, bias=False)
+        if self.n_digits == 2:
+            self.pairs = nn.Embedding(self.base, self.base)
         init_weights(self)
 
     def digits(self, tokens):
@@ -823,6 +826,12 @@ class Dynamics(nn.Module):
     def logits(self, x):
         """What trunk returns (...,D) -> (...,n_digits,base), float32."""
         return self.head(x).float().unflatten(-1, (self.n_digits, self.base))
+
+    def told(self, logits, first):
+        """logits (...,n_digits,base) as they are where the first digit is `first` (...)."""
+        if self.n_digits == 1:
+            return logits
+        return torch.stack([logits[..., 0, :], logits[..., 1, :] + self.pairs(first)], -2)
 
     def embed(self, tokens, first=0):
         """Frames first, first + 1, ... of a clip, tokens (B,n,N) -> the sum of their embeddings
@@ -880,9 +889,9 @@ class Dynamics(nn.Module):
 
         def loss_under(actions):
             x = self.trunk(self.past(past, actions), frame).flatten(0, 1)
-            logits = self.logits(x.index_select(0, places)).flatten(0, 1)
-            digits = self.digits(target.flatten()[places]).flatten()
-            error = F.cross_entropy(logits, digits, reduction='none')
+            digits = self.digits(target.flatten()[places])
+            logits = self.told(self.logits(x.index_select(0, places)), digits[:, 0])
+            error = F.cross_entropy(logits.flatten(0, 1), digits.flatten(), reduction='none')
             error = error.view(-1, self.n_digits).sum(1)  # nats a token
             if not self.training:
                 return error.mean()
@@ -937,7 +946,8 @@ class Dynamics(nn.Module):
                 logits = self.logits(self.trunk(past, frame))
                 hidden_share = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)  # after this step
                 n_hidden = math.floor(hidden_share * c.n_tokens + 1e-6)
-                drawn = self.to_draw(frame, logits, n_hidden, luck)
+                likeliest = self.told(logits, logits[..., 0, :].argmax(-1))
+                drawn = self.to_draw(frame, likeliest, n_hidden, luck)
                 frame = torch.where(drawn, self.sample(logits, temperature, generator), frame)
             tokens = torch.cat([tokens, frame[:, None]], 1)
         return tokens[:, missing:]
@@ -962,16 +972,21 @@ class Dynamics(nn.Module):
 
     def sample(self, logits, temperature, generator):
         """logits (B,k,n_digits,base) -> tokens (B,k)."""
-        if temperature == 0:
-            guess = logits.argmax(-1)
-        else:
-            # where a random number falls in the summed probabilities; torch.multinomial takes 40
-            # times as long on a CPU
-            below = (logits / temperature).softmax(-1).cumsum(-1)
-            u = torch.rand(below[..., :1].shape, device=logits.device, generator=generator)
-            guess = torch.searchsorted(below, u * below[..., -1:], right=True)[..., 0]
-            guess = guess.clamp(max=self.base - 1)
-        return (guess * self.place).sum(-1).clamp(max=self.config.vocab_size - 1)
+        tokens = 0
+        for digit, place in enumerate(self.place):
+            if digit:
+                logits = self.told(logits, guess)
+            if temperature == 0:
+                guess = logits[..., digit, :].argmax(-1)
+            else:
+                # where a random number falls in the summed probabilities; torch.multinomial takes
+                # 40 times as long on a CPU
+                below = (logits[..., digit, :] / temperature).softmax(-1).cumsum(-1)
+                u = torch.rand(below[..., :1].shape, device=logits.device, generator=generator)
+                guess = torch.searchsorted(below, u * below[..., -1:], right=True)[..., 0]
+                guess = guess.clamp(max=self.base - 1)
+            tokens = tokens + guess * place
+        return tokens.clamp(max=self.config.vocab_size - 1)
 
 
 # -----------------------------------------------------------------------------

@@ -165,6 +165,8 @@ def page(tokenizer, dynamics, facts, starts, licence):
     (n,memory,N) and actions (n,memory-1) of frames to start from.
     """
     parts = {**graphs(tokenizer, dynamics), **runtime()}
+    if dynamics.n_digits > 1:
+        parts['pairs'] = dynamics.pairs.weight.detach().cpu().float().numpy().tobytes()
     c = dynamics.config
     facts = {**facts, 'n_tokens': c.n_tokens, 'vocab_size': c.vocab_size, 'base': dynamics.base,
              'n_digits': dynamics.n_digits, 'n_embd': c.n_embd, 'doubt': dynamics.doubt,

@@ -18,6 +18,7 @@ async function unpacked(name) {
 async function loadNetworks(world) {
   const graphs = {}
   for (const name of ['past', 'guess', 'draw', 'read']) graphs[name] = await unpacked(name)
+  if (world.n_digits > 1) world.pairs = new Float32Array((await unpacked('pairs')).buffer)
   const asked = location.hash.slice(1)
   if (asked !== 'cpu' && 'Suspending' in WebAssembly) {
     const gpu = await navigator.gpu?.requestAdapter().catch(() => null)
@@ -68,35 +69,44 @@ function draw(state) {
   return ((t ^ (t >>> 15)) >>> 0) / 4294967296
 }
 
-// logits of one digit -> a digit: the most likely one, or where a random number falls in the summed
+// logits of one digit (base) of a place's token; the first digit is told to the second
+function logitsOf(logits, place, digit, first, {base, n_digits, pairs}) {
+  const start = (place * n_digits + digit) * base
+  const some = logits.slice(start, start + base)
+  if (digit) for (let i = 0; i < base; i++) some[i] += pairs[first * base + i]
+  return some
+}
+
+// logits -> a digit: the most likely one, or where a random number falls in the summed
 // probabilities
-function sample(logits, first, base, temperature, state) {
+function sample(logits, temperature, state) {
   let best = 0
-  for (let i = 1; i < base; i++) if (logits[first + i] > logits[first + best]) best = i
+  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i
   if (!temperature) return best
-  const top = logits[first + best], below = new Float64Array(base)
+  const below = new Float64Array(logits.length)
   let sum = 0
-  for (let i = 0; i < base; i++) {
-    below[i] = sum += Math.exp((logits[first + i] - top) / temperature)
+  for (let i = 0; i < logits.length; i++) {
+    below[i] = sum += Math.exp((logits[i] - logits[best]) / temperature)
   }
   const u = draw(state) * sum
-  return Math.min(base - 1, below.findIndex(v => v > u))
+  return Math.min(logits.length - 1, below.findIndex(v => v > u))
 }
 
 // 1 - the probability that all digits of a token are the likeliest ones
-function wrong(logits, place, base, n_digits) {
-  let right = 1
-  for (let digit = 0; digit < n_digits; digit++) {
-    const some = logits.subarray((place * n_digits + digit) * base).subarray(0, base)
-    const top = some.reduce((a, b) => Math.max(a, b))
-    right /= some.reduce((sum, logit) => sum + Math.exp(logit - top), 0)
+function wrong(logits, place, world) {
+  let right = 1, likeliest = null
+  for (let digit = 0; digit < world.n_digits; digit++) {
+    const some = logitsOf(logits, place, digit, likeliest, world)
+    likeliest = sample(some, 0)
+    right /= some.reduce((sum, logit) => sum + Math.exp(logit - some[likeliest]), 0)
   }
   return 1 - right
 }
 
 // Of the hidden places those that are drawn next, so that nHidden stay: model.py's to_draw
-function toDraw(hidden, logits, nHidden, luck, {base, n_digits, doubt}) {
-  const found = hidden.map(place => [wrong(logits, place, base, n_digits), place])
+function toDraw(hidden, logits, nHidden, luck, world) {
+  const {doubt} = world
+  const found = hidden.map(place => [wrong(logits, place, world), place])
   found.sort((a, b) => a[0] - b[0])
   let before = 0
   const isSure = found.map(([p]) => (before += p) - p <= doubt)
@@ -117,10 +127,10 @@ async function generate(networks, world, tokens, actions, steps, temperature, st
     const nHidden = Math.floor(Math.cos(Math.PI / 2 * (step + 1) / steps) * N + 1e-6)
     const logits = await networks.guess(past, frame)
     for (const place of toDraw(hidden, logits, nHidden, luck, world)) {
-      let token = 0
-      for (let digit = n_digits - 1; digit >= 0; digit--) {
-        const first = (place * n_digits + digit) * base
-        token = token * base + sample(logits, first, base, temperature, state)
+      let token = 0, drawn = null
+      for (let digit = 0; digit < n_digits; digit++) {
+        drawn = sample(logitsOf(logits, place, digit, drawn, world), temperature, state)
+        token += drawn * base ** digit
       }
       frame[place] = Math.min(token, vocab_size - 1)
     }

@@ -114,6 +114,7 @@ def just_come_in():
 
 def test_who_has_just_come_in_walks_on():
     state, old_screens = just_come_in()
+    state['facing'][::4] = 1 + np.arange(len(old_screens[::4])) % 4  # some face a wall, or go back
 
     def begin(picks, spoil):
         both = Both(len(picks), spoil)

@@ -330,14 +330,38 @@ def test_a_large_vocabulary_is_written_with_two_digits(watch):
     loss, _ = m(t, actions)
     shuffled, seen = looks
     hidden = seen.frame == 5000
-    p = m.head(seen.out).view(64, 8, 2, 71).log_softmax(-1)
     low, high = t[:, 3] % 71, t[:, 3] // 71
-    both = p[..., 0, :].gather(-1, low[..., None]) + p[..., 1, :].gather(-1, high[..., None])
+    of_low, of_high = m.head(seen.out).view(64, 8, 2, 71).unbind(2)
+    both = of_low.log_softmax(-1).gather(-1, low[..., None])
+    both = both + (of_high + m.pairs.weight[low]).log_softmax(-1).gather(-1, high[..., None])
     assert torch.allclose(loss, -both[..., 0][hidden].mean(), rtol=1e-4)
     out = m.generate(t[:, :3], actions, 1, temperature=0)
     t[:, 3] = 5000
-    best = m.head(look(m, t, actions)).view(64, 8, 2, 71).argmax(-1)
-    assert torch.equal(out[:, 3], (best[..., 0] + 71 * best[..., 1]).clamp(max=4999))
+    of_low, of_high = m.head(look(m, t, actions)).view(64, 8, 2, 71).unbind(2)
+    low = of_low.argmax(-1)
+    high = (of_high + m.pairs.weight[low]).argmax(-1)
+    assert torch.equal(out[:, 3], (low + 71 * high).clamp(max=4999))
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0])
+def test_two_digits_are_those_of_one_token(monkeypatch, temperature):
+    """Token 3 + 71 * 5 is as likely as 7 + 71 * 9: never is half of one drawn with half of the
+    other, and how sure the likeliest is says so, too."""
+    m = dynamics(vocab_size=5000)
+    logits = torch.zeros(1, 8, 2, 71)
+    logits[..., 0, [3, 7]] = logits[..., 1, [5, 9]] = 20
+    torch.nn.init.zeros_(m.pairs.weight)
+    m.pairs.weight.data[[3, 7], [9, 5]] = -20
+    monkeypatch.setattr(m, 'logits', lambda x: logits.expand(len(x), -1, -1, -1))
+    seen, to_draw = [], m.to_draw
+    monkeypatch.setattr(m, 'to_draw', lambda frame, logits, *rest: seen.append(logits)
+                        or to_draw(frame, logits, *rest))
+    past, actions = tokens(1, 3).expand(200, -1, -1), torch.zeros(200, 3, dtype=torch.long)
+    out = m.generate(past, actions, 8, temperature, torch.Generator().manual_seed(0))[:, 3]
+    assert set(out.flatten().tolist()) == {3 + 71 * 5, 7 + 71 * 9}
+    assert 0.4 < (out == 3 + 71 * 5).float().mean() < 0.6
+    sure = seen[0].softmax(-1).amax(-1).prod(-1)
+    assert torch.allclose(sure, torch.tensor(0.5), atol=1e-3)
 
 
 def test_mask_ratios_are_spread_over_half_to_all_and_their_sum_is_fixed(watch):
