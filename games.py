@@ -17,8 +17,8 @@ by the one usual for the latent action.
     share = (accuracy - most frequent label) / (ceiling - most frequent label)
 
 A game is counted where the ceiling is clear of the most frequent label by more than their noise.
-Writes out_dir/games.md and games.json. Errors that carry an exit_code end the run in their own
-words.
+Writes out_dir/games.md and games.json. What is found for a game and a seed is kept in out_dir, so a
+table that was stopped goes on there. Errors that carry an exit_code end the run in their own words.
 """
 import json
 import os
@@ -60,8 +60,9 @@ os.environ['OMP_NUM_THREADS'] = '1'
 with ProcessPoolExecutor(jobs or os.cpu_count(), get_context('fork')) as pool:
     for done in [pool.submit(trial.record, name, paths[name], n_recorded) for name in names]:
         done.result()
-    runs = {name: [pool.submit(trial.examine, name, paths[name], out_dir, seed, n_labels, settings,
-                               cnn_updates) for seed in range(n_seeds)] for name in names}
+    runs = {name: [pool.submit(trial.examine_once, name, paths[name], out_dir, seed, n_labels,
+                               settings, cnn_updates) for seed in range(n_seeds)]
+            for name in names}
     report = []
     for name in names:
         report.append(trial.summarise(name, [run.result() for run in runs[name]]))

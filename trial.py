@@ -2,6 +2,7 @@
 One game, one seed: is what stage 2 makes of it what was pressed? Beside it what labels alone can
 do. games.py makes a table of it.
 """
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 import alignment
 import configurator
 import data
+import files
 import world
 from model import LatentActionModel
 from recordings.gym import record_gym
@@ -163,6 +165,24 @@ def examine(name, path, out, seed, n_labels, settings, cnn_updates):
     found['few'] = learn_from_labels(recording, few, val, seed, cnn_updates // 3)
     found['ceiling'] = learn_from_labels(recording, t['train'], val, seed, cnn_updates)
     return found
+
+
+def examine_once(name, path, out, seed, *how):
+    """What examine finds, kept in `out` for the next time: a table takes hours, and may be stopped.
+    The name of the file holds all that the answer depends on, the code too."""
+    code = []
+    for module in ('alignment', 'data', 'latent_actions', 'model', 'trial'):
+        with open(os.path.join(here, f'{module}.py'), encoding='utf-8') as f:
+            code.append(f.read())
+    key = configurator.hash_texts(data.load(path).data_id, repr(how), *code)
+    file = os.path.join(out, f'{name}-{seed}-{key:015x}.json')
+    if not os.path.exists(file):
+        found = examine(name, path, out, seed, *how)
+        as_lists = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}
+        with files.replacing(file) as tmp, open(tmp, 'w') as f:
+            json.dump(as_lists, f)
+    with open(file) as f:
+        return {k: np.array(v) if isinstance(v, list) else v for k, v in json.load(f).items()}
 
 
 # -----------------------------------------------------------------------------

@@ -71,6 +71,36 @@ def test_the_table(folder, tmp_path):
     assert card in done.stdout + '\n' and '| pong |' in card and 'CNN with 20 labels' in card
 
 
+def test_what_is_found_is_kept(folder, tmp_path, monkeypatch):
+    """A table that was stopped goes on; what other settings, code or recordings found is not it."""
+    asked = []
+
+    def examine(*args):
+        asked.append(args)
+        return dict(latent=np.array([True, False]), about_latent=dict(nmi=np.float64(0.5), used=8))
+
+    monkeypatch.setattr(trial, 'examine', examine)
+    once = str(folder / 'pong.h5'), str(tmp_path), 0, 200, ['--max_iters=3'], 900
+    for _ in range(2):
+        found = trial.examine_once('pong', *once)
+        assert found['latent'].dtype == bool and found['latent'].tolist() == [True, False]
+        assert found['about_latent'] == dict(nmi=0.5, used=8)
+    assert asked == [('pong', *once)]
+    other = str(tmp_path / 'other.h5')
+    data.make_game(other, 600, 1, 0, 'wanderer', False)
+    for changed in ({0: other}, {2: 1}, {3: 100}, {4: []}, {5: 3}):
+        how = list(once)
+        for i, value in changed.items():
+            how[i] = value
+        trial.examine_once('pong', *how)
+        assert asked[-1] == ('pong', *how)
+    monkeypatch.setattr(trial, 'here', str(tmp_path))
+    for name in ('alignment', 'data', 'latent_actions', 'model', 'trial'):
+        (tmp_path / f'{name}.py').write_text('another')
+    trial.examine_once('pong', *once)
+    assert len(asked) == 7
+
+
 def test_what_moves_how_and_the_rank_correlation(folder):
     recording = data.load(str(folder / 'pong.h5'))
     shifts = trial.of_each(recording, np.arange(200), LatentActionModel.best_shift)
