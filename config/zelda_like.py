@@ -9,9 +9,12 @@
 #   python sample.py         config/zelda_like.py
 #   python eval.py           config/zelda_like.py
 #
-# At 64 pixels on one CPU core an hour: tokenizer 28.8 dB, delta_psnr 5.8 dB four frames ahead, 4.2
-# dB above repeating sixteen ahead (RECORDS.md). For 128 pixels import with --size=128, add
+# At 64 pixels on one CPU core an hour and a half: tokenizer 28.7 dB, delta_psnr 5.8 dB four frames
+# ahead, 4.2 dB above repeating sixteen ahead. At 128 pixels in 71 minutes 24.6, 4.5 and 3.4 dB
+# (RECORDS.md): import with --size=128, give all commands
 #   --dataset=data/zelda_like128.h5 --out_dir=out/zelda_like128
+# and tokenizer.py --patch_size=8 --levels=(4,4,4,4,4,4,4,4,4,4) --max_iters=10000, dynamics.py
+# --max_iters=6500.
 
 dataset = 'data/zelda_like.h5'
 out_dir = 'out/zelda_like'
@@ -24,4 +27,4 @@ n_head, n_embd = 4, 128
 tokenizer = dict(max_iters=14_000, learning_rate=5e-3, total_batch_size=2, device_batch_size=2)
 latent_actions = dict(max_iters=200, learning_rate=3e-3, patch_size=8, total_batch_size=32,
                       device_batch_size=32)
-dynamics = dict(max_iters=12_000, learning_rate=4e-3, total_batch_size=4, device_batch_size=4)
+dynamics = dict(max_iters=15_000, learning_rate=4e-3, total_batch_size=4, device_batch_size=4)
