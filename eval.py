@@ -368,7 +368,6 @@ def beside_the_game(picks):
     return faithful.Both(world, picks, key_codes, maskgit_steps, temperature, device, seed)
 
 
-WALKS_ON = 'on from a new screen'
 players = dict(wanderer=faithful.Wanderer, bumper=faithful.Bumper)
 if layout is not None and with_keys and any(names) and frame_stride == 1 and n_games:
     key_codes = faithful.codes_of_keys(names, moved_counts)
@@ -389,7 +388,8 @@ if layout is not None and with_keys and any(names) and frame_stride == 1 and n_g
     just_in = held_out[screens[:, 0] != screens[:, -1]]
     with ctx:
         one_step = faithful.one_step(beside_the_game, starts)
-        one_step[WALKS_ON] = faithful.walks_on(beside_the_game, just_in) if len(just_in) else []
+        if len(just_in):
+            one_step['on from a new screen'] = faithful.walks_on(beside_the_game, just_in)
     for kind, right in one_step.items():
         if len(right):
             measure(f'faithful.one_step.{kind}', np.mean, right)

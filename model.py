@@ -827,10 +827,13 @@ class Dynamics(nn.Module):
         """What trunk returns (...,D) -> (...,n_digits,base), float32."""
         return self.head(x).float().unflatten(-1, (self.n_digits, self.base))
 
-    def told(self, logits, first):
-        """logits (...,n_digits,base) as they are where the first digit is `first` (...)."""
+    def told(self, logits, first=None):
+        """logits (...,n_digits,base) as they are where the first digit is `first` (...), or the
+        likeliest."""
         if self.n_digits == 1:
             return logits
+        if first is None:
+            first = logits[..., 0, :].argmax(-1)
         return torch.stack([logits[..., 0, :], logits[..., 1, :] + self.pairs(first)], -2)
 
     def embed(self, tokens, first=0):
@@ -946,8 +949,7 @@ class Dynamics(nn.Module):
                 logits = self.logits(self.trunk(past, frame))
                 hidden_share = math.cos(math.pi / 2 * (step + 1) / maskgit_steps)  # after this step
                 n_hidden = math.floor(hidden_share * c.n_tokens + 1e-6)
-                likeliest = self.told(logits, logits[..., 0, :].argmax(-1))
-                drawn = self.to_draw(frame, likeliest, n_hidden, luck)
+                drawn = self.to_draw(frame, self.told(logits), n_hidden, luck)
                 frame = torch.where(drawn, self.sample(logits, temperature, generator), frame)
             tokens = torch.cat([tokens, frame[:, None]], 1)
         return tokens[:, missing:]

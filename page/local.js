@@ -72,9 +72,8 @@ function draw(state) {
 // logits of one digit (base) of a place's token; the first digit is told to the second
 function logitsOf(logits, place, digit, first, {base, n_digits, pairs}) {
   const start = (place * n_digits + digit) * base
-  const some = logits.slice(start, start + base)
-  if (digit) for (let i = 0; i < base; i++) some[i] += pairs[first * base + i]
-  return some
+  const some = logits.subarray(start, start + base)
+  return digit ? some.map((logit, i) => logit + pairs[first * base + i]) : some
 }
 
 // logits -> a digit: the most likely one, or where a random number falls in the summed
