@@ -343,28 +343,41 @@ class LatentActionConfig:
 def matching_costs(before, after, changed, reach, step, blur):
     """
     How badly the frames `before` (S,C,h,w), moved by each displacement of a square window, explain
-    what `changed` (S,1,h,w) in the frames `after`: (S,n,n), n = 2 * reach / step + 1, the mean
-    absolute difference there, from (-reach,-reach) on. All in pixels.
+    what `changed` (S,1,h,w) in the frames `after`: (S,17,n,n), n = 2 * reach / step + 1, the mean
+    absolute difference there, from (-reach,-reach) on: in the whole frame, and in each of 4 by 4
+    parts of it. All in pixels.
 
     Both are blurred over squares of `blur` pixels and compared at every blur-th pixel, which leaves
     the true displacement a cost of zero and saves nearly all of the work.
     """
     n, k = 2 * reach // step, blur // step
-    after, changed = F.avg_pool2d(after, blur), F.avg_pool2d(changed, blur)[:, 0]
+    after, changed = F.avg_pool2d(after, blur), F.avg_pool2d(changed, blur)
     rows, columns = after.shape[-2:]
     margin = reach, reach + blur - step
     moved = F.avg_pool2d(F.pad(before, margin + margin, mode='replicate'), blur, step)
     # every k-th pixel, from each of the k*k first ones on, in one piece
     phases = [[moved[:, :, y::k, x::k].contiguous() for x in range(k)] for y in range(k)]
-    costs = []
+    errors = []
     for y in range(n, -1, -1):  # the scene moves right where the window moves left
         for x in range(n, -1, -1):
             shifted = phases[y % k][x % k][:, :, y // k:y // k + rows, x // k:x // k + columns]
-            error = (shifted - after).abs_().mean(1)
-            costs.append((error * changed).sum((1, 2)))
+            error = (shifted - after).abs_().mean(1, keepdim=True)
+            errors.append(F.adaptive_avg_pool2d(error * changed, 4).flatten(1))
+    errors = torch.stack(errors, 2)  # (S,16,n*n)
+    changed = F.adaptive_avg_pool2d(changed, 4).flatten(1)[..., None]
     # of a changed pixel; less where hardly any has changed
-    costs = torch.stack(costs, 1) / (changed.sum((1, 2)) + 1 / blur ** 2)[:, None]
-    return costs.view(-1, n + 1, n + 1)
+    pixel = 1 / (blur ** 2 * rows * columns)
+    whole = errors.mean(1, keepdim=True) / (changed.mean(1, keepdim=True) + pixel)
+    parts = errors / (changed + 16 * pixel)
+    return torch.cat([whole, parts], 1).unflatten(2, (n + 1, n + 1))
+
+
+def likely_shifts(costs, together):
+    """matching_costs (S,P,n,n) -> how likely each displacement is the true one (S,P,m), of which
+    together * together are one."""
+    costs = -F.max_pool2d(-costs, together).flatten(2)
+    costs = (costs - costs.mean(2, keepdim=True)) / (costs.std(2, keepdim=True) + 1e-3)
+    return (-12 * costs).softmax(2)
 
 
 def scatter(x):
@@ -468,7 +481,8 @@ class LatentActionModel(nn.Module):
     # how far things are looked for: (reach, step, blur) in pixels of the frame at 64 pixels. What
     # moves far is large, so it may be looked for more coarsely, and 3 by 3 displacements are one
     near, far, together = (4, 1, 2), (14, 2, 4), 3
-    n_shifts = 9 ** 2 + 5 ** 2
+    n_whole = 9 ** 2 + 5 ** 2  # displacements of the whole frame
+    n_shifts = n_whole + 3 ** 2 + 5 ** 2  # and those that its parts vote for
     n_slow = 10  # directions in which the displacements of neighbours are alike
 
     def __init__(self, config):
@@ -522,33 +536,37 @@ class LatentActionModel(nn.Module):
 
         clip (B,T,C,H,W), S = B*(T-1) -> after (S,C,h,w): frame t+1; changed (S,1,h,w): 1 where it
         differs from frame t, else 0; shifts (S,n_shifts): which displacement explains that, near
-        and far, as far as one does; explained (S,): the share of the change that it explains.
+        and far, as far as one does, and what the parts of the frame say; explained (S,): the share
+        of the change that one explains.
         """
         x = cls.shrunk(clip)
         a, b = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)  # (S,C,h,w)
         changed = ((b - a).abs().amax(1, keepdim=True) > 0.1).float()  # of a range of 2
-        shifts, left = [], 1
+        shifts, votes, left = [], [], 1
         for scale, together in (cls.near, 1), (cls.far, cls.together):
-            costs = matching_costs(a, b, changed, *scale)
-            still = costs[:, costs.size(1) // 2, costs.size(2) // 2]
-            explained = (1 - costs.amin((1, 2)) / (still + 1e-3)).clamp(0, 1)
+            costs = matching_costs(a, b, changed, *scale)  # (S,1+16,n,n)
+            still = costs[:, :, costs.size(2) // 2, costs.size(3) // 2]
+            explained = (1 - costs.amin((2, 3)) / (still + 1e-3)).clamp(0, 1)
             # of the far ones counts what they explain of the rest: some moving by chance looks
             # like what was near, since the ground repeats
             explained = ((explained - 1 + left) / (left + 0.01)).clamp(0, 1)
             left = left * (1 - explained)
-            costs = -F.max_pool2d(-costs[:, None], together).flatten(1)
-            costs = (costs - costs.mean(1, keepdim=True)) / (costs.std(1, keepdim=True) + 1e-3)
             # three quarters is as good as all, in a video
-            trust = (explained / 0.75).clamp(max=1)
-            shifts.append((-12 * costs).softmax(1) * trust[:, None])
-        return b, changed, torch.cat(shifts, 1), 1 - left
+            trust = (explained / 0.75).clamp(max=1)[..., None]
+            shifts.append((trust[:, :1] * likely_shifts(costs[:, :1], together))[:, 0])
+            # where two things move, or one walks through a room, no displacement is that of all:
+            # so the parts vote. In one that stands still all are as likely, and that is no vote
+            vote = (trust[:, 1:] * likely_shifts(costs[:, 1:], cls.together)).mean(1)
+            votes.append(vote - vote.mean(1, keepdim=True))
+        return b, changed, torch.cat(shifts + votes, 1), 1 - left[:, 0]
 
     @classmethod
     def best_shift(cls, clip):
         """Clip (B,T,C,H,W) -> the number of the displacement (B,T-1) that explains more than half
         of the change, or -1: what happened, as far as it can be said without learning."""
         shifts, explained = cls.compare(clip)[2:]
-        return torch.where(explained > 0.5, shifts.argmax(1), -1).view(len(clip), -1)
+        best = shifts[:, :cls.n_whole].argmax(1)
+        return torch.where(explained > 0.5, best, -1).view(len(clip), -1)
 
     def moving(self, changed):
         """Masks (S,1,h,w) -> (S,), 1 where so much has changed that something can be known."""

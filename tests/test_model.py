@@ -591,9 +591,9 @@ def test_matching_costs_are_lowest_at_the_true_displacement(dx, dy):
     shifts, explained = m.compare(clip)[2:]
     assert divmod(int(shifts[0, :81].argmax()), 9) == (dy + 4, dx + 4) and explained.item() > 0.5
     costs = matching_costs(clip[:, 0], clip[:, 1], m.compare(clip)[1], 4, 1, 1)
-    assert costs.shape == (1, 9, 9) and costs.argmin() == 9 * (dy + 4) + dx + 4
+    assert costs.shape == (1, 17, 9, 9) and costs[0, 0].argmin() == 9 * (dy + 4) + dx + 4
     costs = matching_costs(clip[:, 0], clip[:, 0], torch.ones(1, 1, 64, 64), 8, 2, 4)
-    assert costs.shape == (1, 9, 9) and costs[0, 4, 4] == 0 and (costs > 0).sum() == 80
+    assert (costs[0, :, 4, 4] == 0).all() and (costs > 0).sum() == 17 * 80
 
 
 @pytest.mark.parametrize('dx, dy', [(8, 0), (-12, 0), (0, 7), (0, -13), (-7, 8)])
@@ -607,6 +607,20 @@ def test_what_moves_far_is_found_in_the_coarse_window(dx, dy):
 def test_what_the_near_window_explains_is_not_explained_again():
     shifts = LatentActionModel(LatentActionConfig()).compare(moved(2, 0))[2]
     assert shifts[0, :81].sum() > 0.9 and shifts[0, 81:].sum() < 0.2
+
+
+def test_where_two_things_move_each_part_has_a_vote():
+    # what is left of one goes left and what is right of one goes right, as who walks sees it
+    a = noise(1, 3, 32, 32, seed=3).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    b = torch.cat([a[..., 3:32], a[..., 29:35], a[..., 32:61]], 3)
+    shifts, explained = LatentActionModel.compare(torch.stack([a, b], 1))[2:]
+    up, still, down = shifts[0, 106:115].view(3, 3)
+    assert still[0] > 0.2 and still[2] > 0.2 and explained.item() < 0.6
+    assert max(*up, *down, still[1]) < 0.05
+    # and a frame in which one thing moves has one vote: no part votes that stands still
+    votes = LatentActionModel.compare(moved(3, 0))[2][0, 106:115]
+    assert votes.argmax() == 5 and votes.clamp(min=0).sum() < 1.2 * votes[5]
+    assert votes.sum().abs() < 1e-6
 
 
 def test_what_no_displacement_explains_counts_little():
