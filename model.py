@@ -458,14 +458,14 @@ class LatentActionModel(nn.Module):
 
     A teacher and a student. The teacher learns nothing by gradients: `find_motions` looks once at
     some clips and asks which displacements go on while a key is held. It knows two scales, near and
-    far, and says how much a transition looks like each of n_actions motions; but it is blind where
-    nothing has moved, and wrong where two things have. The student sees besides the pixels of frame
-    t+1 that changed, and has to say what the teacher says of this transition or a neighbour. So
-    what is peculiar to one transition (a ball, a creature, a flicker) is not worth learning, and
-    what the picture tells carries over to where motion says little: a new screen, a hero who turns
-    on the spot. For half of the transitions the student is not told of motion at all, and of most
-    of these it is shown more of frame t+1 than has changed, up to all of it, from which it learns
-    to find the hero among what does not matter.
+    far, of the whole frame and of its parts, and says how much a transition looks like each of
+    n_actions motions; but it is blind where nothing has moved, and wrong where two things have. The
+    student sees besides the pixels of frame t+1 that changed, and has to say what the teacher says
+    of this transition or a neighbour. So what is peculiar to one transition (a ball, a creature, a
+    flicker) is not worth learning, and what the picture tells carries over to where motion says
+    little: a new screen, a hero who turns on the spot. For half of the transitions the student is
+    not told of motion at all, and of most of these it is shown more of frame t+1 than has changed,
+    up to all of it, from which it learns to find the hero among what does not matter.
 
     The student must not see what the hero looked like before. One that does finds a cheaper code
     than the action: players keep walking, so his facing predicts the motion, and "as before" and
