@@ -554,11 +554,14 @@ class LatentActionModel(nn.Module):
             # three quarters is as good as all, in a video
             trust = (explained / 0.75).clamp(max=1)[..., None]
             shifts.append((trust[:, :1] * likely_shifts(costs[:, :1], together))[:, 0])
-            # where two things move, or one walks through a room, no displacement is that of all:
-            # so the parts vote. In one that stands still all are as likely, and that is no vote
+            # in a part that stands still all are as likely, and that is no vote
             vote = (trust[:, 1:] * likely_shifts(costs[:, 1:], cls.together)).mean(1)
             votes.append(vote - vote.mean(1, keepdim=True))
-        return b, changed, torch.cat(shifts + votes, 1), 1 - left[:, 0]
+        # where two things move, or one walks through a room, no displacement is that of all: so
+        # the parts have a vote, the more the less one explains
+        explained = 1 - left[:, 0]
+        votes = (1 - explained[:, None] ** 4) * torch.cat(votes, 1)
+        return b, changed, torch.cat([*shifts, votes], 1), explained
 
     @classmethod
     def best_shift(cls, clip):
