@@ -6,8 +6,9 @@
 #   python dynamics.py       config/breakout.py
 #   python sample.py         config/breakout.py
 #
-# On one CPU core the recording takes 2 minutes. Not trained to the end yet; after 300, 60 and 200
-# updates (5 minutes): tokenizer 38.0 dB, which shows the paddle and no ball yet. For 128 pixels
+# On one CPU core the recording takes 2 minutes, the three stages 18 without AVX-512 (dynamics.py with
+# --max_iters=4000): tokenizer 48.0 dB, four frames ahead 42.6 dB, 4.7 above repeating the last
+# frame, delta_psnr 6.2 dB. The paddle goes where it is told; the ball is a smear. For 128 pixels
 # record with --size=128 and another name, and add --dataset=... --out_dir=...
 
 dataset = 'data/breakout.h5'
