@@ -8,8 +8,9 @@
 #
 # On one CPU core the recording takes 2 minutes, the three stages 18 without AVX-512 (dynamics.py
 # with --max_iters=4000): tokenizer 48.0 dB, four frames ahead 42.6 dB, 4.7 above repeating the
-# last frame, delta_psnr 6.2 dB. The paddle goes right when told; the ball is a smear. For 128
-# pixels record with --size=128 and another name, and add --dataset=... --out_dir=...
+# last frame, delta_psnr 6.2 dB. From two starts of four the paddle goes where it is told, from two
+# it stands; the ball is a smear. For 128 pixels record with --size=128 and another name, and add
+# --dataset=... --out_dir=...
 
 dataset = 'data/breakout.h5'
 out_dir = 'out/breakout'
